@@ -1,0 +1,199 @@
+"""What an engine is: it keeps batches. Everything above speaks to this Protocol and to no engine by name.
+
+A batch is a Kafka record batch v2 (`broker/batch.py`) in clear; sealing is the engine's own business. Every engine passes
+`tests/contracts/engine_contract.py`.
+
+Order and visibility, for every engine:
+- an append is visible, acknowledged and counted in the high watermark together, after it is as durable as `durability` promises;
+- offsets of a partition are handed out in the order of `append` calls on the owner thread;
+- commit sequences grow with every committed batch over all partitions; a reader that has seen sequence s has seen all below s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, Protocol
+
+import msgspec
+
+
+class Topic(msgspec.Struct, frozen=True, gc=False):
+    """A topic as users see it. `topic_id` is a 16-byte UUID, never reused."""
+
+    topic_id: bytes
+    name: str
+    partitions: int
+    configs: Mapping[str, str]
+    created_at_ms: int
+
+
+class Append(msgspec.Struct, frozen=True, gc=False):
+    """One batch for one partition. `batch` is a whole record batch v2 whose base offset is still 0.
+
+    `keys` are the distinct keys of the batch when the edge that built it knows them (it feeds the key index); None means
+    the engine walks the batch if the topic's key index is on. `count` and `max_timestamp_ms` are read from the batch.
+    """
+
+    topic: str
+    partition: int
+    batch: bytes
+    keys: Sequence[bytes] | None = None
+    has_expiry: bool = False
+
+
+class Appended(msgspec.Struct, frozen=True, gc=False):
+    """Where a batch landed: offsets base_offset .. base_offset + count - 1."""
+
+    topic: str
+    partition: int
+    base_offset: int
+    count: int
+    sequence: int
+    append_time_ms: int
+
+
+class Damage(msgspec.Struct, frozen=True, gc=False):
+    """Offsets [from_offset, to_offset) of a partition that the media lost; the rest of the partition is served."""
+
+    topic: str
+    partition: int
+    from_offset: int
+    to_offset: int
+    reason: str
+
+
+class Stored(msgspec.Struct, frozen=True, gc=False):
+    """A batch as read back: clear, offsets in place."""
+
+    partition: int
+    base_offset: int
+    next_offset: int
+    sequence: int
+    max_timestamp_ms: int
+    batch: bytes
+    has_expiry: bool = False
+
+
+class Fetched(msgspec.Struct, frozen=True, gc=False):
+    """Batches from an offset on. The first batch may begin below the asked offset (fetch from a position inside a batch).
+
+    `next_offset` is where to go on, also when `batches` is empty because damaged or compacted offsets were stepped over.
+    """
+
+    batches: list[Stored]
+    next_offset: int
+    log_start: int
+    high_watermark: int
+    damage: list[Damage]
+
+
+class Tail(msgspec.Struct, frozen=True, gc=False):
+    """Batches of one topic in commit order. `next_sequence` is where to go on."""
+
+    batches: list[Stored]
+    next_sequence: int
+    damage: list[Damage]
+
+
+class PartitionOffsets(msgspec.Struct, frozen=True, gc=False):
+    partition: int
+    log_start: int
+    high_watermark: int
+
+
+class OffsetForTime(msgspec.Struct, frozen=True, gc=False):
+    """-1, -1 when no record is that young, as Kafka's ListOffsets answers."""
+
+    offset: int
+    timestamp_ms: int
+
+
+class Capabilities(msgspec.Struct, frozen=True, gc=False):
+    """What this engine can do; protocols advertise no more than this."""
+
+    durability: Literal["fsync", "os", "cluster"]
+    commit_sequence: bool
+    key_index: bool
+    groups: bool = False
+    transactions: bool = False
+    compaction: bool = False
+
+
+class Engine(Protocol):
+    """Errors are `broker.errors`. All methods run on the owner thread; none blocks it."""
+
+    async def start(self) -> None: ...
+
+    async def close(self) -> None:
+        """Finish what was accepted, make it durable, release the data folder."""
+
+    def capabilities(self) -> Capabilities: ...
+
+    def topics(self) -> Mapping[str, Topic]:
+        """By name; a live view, do not change it."""
+
+    async def create_topic(self, name: str, partitions: int, configs: Mapping[str, str]) -> Topic:
+        """TopicExists, IllegalTopicName, InvalidConfig; durable when it returns."""
+
+    async def alter_topic(
+        self, name: str, *, partitions: int | None = None, configs: Mapping[str, str | None] | None = None
+    ) -> Topic:
+        """Partitions only grow; a config of None goes back to its default."""
+
+    async def delete_topic(self, name: str) -> None:
+        """Records, index and keys go: the topic's root key is destroyed."""
+
+    async def append(self, appends: Sequence[Append], *, durable: bool = True) -> list[Appended]:
+        """All batches of one call are committed together or not at all.
+
+        `durable=False` (acks none) returns as soon as offsets are assigned; nothing is promised, and the records become
+        visible with everybody else's, after the sync. Raises Overloaded at `append_queue_bytes_max`, AppendUnknown after a
+        failed write or sync.
+        """
+
+    async def fetch(
+        self,
+        topic: str,
+        partition: int,
+        offset: int,
+        *,
+        bytes_max: int,
+        bytes_min: int = 1,
+        wait_max_ms: int = 0,
+    ) -> Fetched:
+        """At least one batch if there is one, whatever its size; waits while less than `bytes_min` is there."""
+
+    async def tail(
+        self,
+        topic: str,
+        from_sequence: int,
+        *,
+        bytes_max: int,
+        wait_max_ms: int = 0,
+        partitions: Sequence[int] | None = None,
+        key: bytes | None = None,
+    ) -> Tail:
+        """Batches of a topic in commit order, from a commit sequence on; with `key`, only batches that may hold the key
+        (its partition only), found through the key index where there is one."""
+
+    async def find_latest(self, topic: str, partition: int, key: bytes) -> Stored | None:
+        """The newest visible batch that holds a record with this key."""
+
+    def offsets(self, topic: str) -> list[PartitionOffsets]: ...
+
+    async def offset_for_time(self, topic: str, partition: int, timestamp_ms: int) -> OffsetForTime:
+        """The first record whose timestamp is at or after `timestamp_ms` (Kafka ListOffsets)."""
+
+    async def offset_of_max_timestamp(self, topic: str, partition: int) -> OffsetForTime: ...
+
+    async def sequence_for_time(self, topic: str, timestamp_ms: int) -> int:
+        """The lowest commit sequence from which `tail` sees every record at or after `timestamp_ms`."""
+
+    def next_sequence(self) -> int:
+        """The sequence after the newest visible batch: where `latest` begins."""
+
+    def watch(self, topic: str, wake: Callable[[], None]) -> Callable[[], None]:
+        """Call `wake` on the owner thread after each commit that made records of the topic visible; returns the unwatch."""
+
+    def damage(self) -> list[Damage]:
+        """Every range the media lost, as far as known."""
