@@ -30,14 +30,14 @@ class Topic(msgspec.Struct, frozen=True, gc=False):
 class Append(msgspec.Struct, frozen=True, gc=False):
     """One batch for one partition. `batch` is a whole record batch v2 whose base offset is still 0.
 
-    `keys` are the distinct keys of the batch when the edge that built it knows them (it feeds the key index); None means
-    the engine walks the batch if the topic's key index is on. `count` and `max_timestamp_ms` are read from the batch.
+    `keys` are the keys of the batch (None in it: a record without a key) when the edge that built it knows them: they feed
+    the key index. Without them the batch is a candidate for every key.
     """
 
     topic: str
     partition: int
     batch: bytes
-    keys: Sequence[bytes] | None = None
+    keys: Sequence[bytes | None] | None = None
     has_expiry: bool = False
 
 
@@ -176,8 +176,8 @@ class Engine(Protocol):
         """Batches of a topic in commit order, from a commit sequence on; with `key`, only batches that may hold the key
         (its partition only), found through the key index where there is one."""
 
-    async def find_latest(self, topic: str, partition: int, key: bytes) -> Stored | None:
-        """The newest visible batch that holds a record with this key."""
+    async def find_latest(self, topic: str, partition: int, key: bytes | None) -> Stored | None:
+        """The newest visible batch that holds a record with this key (None: without a key)."""
 
     def offsets(self, topic: str) -> list[PartitionOffsets]: ...
 

@@ -1,0 +1,648 @@
+"""The embedded engine: one node, one sealed log on one disk (decision 0001, design of the log in broker/log).
+
+    append: check -> offsets, sequence, seal (owner thread) -> group -> write + sync (commit lane) -> visible -> acknowledged
+    read:   ring of the newest batches in memory, else index -> files -> open (read lane)
+
+All state lives on the owner thread; executor lanes touch files and the keyed store only. Lock order: there are no locks but the
+ones inside the keyring and on a file's reader count, and neither calls out while held.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import struct
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+
+import msgspec
+
+from broker.engine.base import (
+    Append,
+    Appended,
+    Capabilities,
+    Damage,
+    Fetched,
+    OffsetForTime,
+    PartitionOffsets,
+    Stored,
+    Tail,
+    Topic,
+)
+from broker.errors import (
+    BatchRefused,
+    Closed,
+    IllegalTopicName,
+    InvalidConfig,
+    OffsetOutOfRange,
+    RecordTooLarge,
+    TopicExists,
+    UnknownPartition,
+    UnknownTopic,
+)
+from broker.log.commit import Committer
+from broker.log.footer import DamagedRange
+from broker.log.journal import Group, PendingBatch, PendingFrame
+from broker.log.layout import FLAG_CONTROL, FLAG_HAS_EXPIRY, FLAG_TRANSACTIONAL
+from broker.log.lookup import Lookup
+from broker.log.manifest import FileState
+from broker.log.merge import Merge, choose
+from broker.log.options import LogOptions
+from broker.log.partition import PartitionLog
+from broker.log.startup import Opened, RecoveryReport, Startup
+from broker.log.state import Entry, Kind, StagedWrite, StateTable, StateView, TopicState, is_system, wrapped_key_entry
+from broker.log.store import LogStore
+from broker.seams import Seams
+from broker.stats import EngineStats
+from broker.topics.addresses import legal_topic_name
+from broker.topics.configs import batch_bytes_max, check_configs
+from security.crypto.keystore import KeyStore
+from security.errors import KeyMissing, KeyShredded
+
+logger = logging.getLogger("sprawl.log")
+
+LOCK_PATH = "LOCK"
+# Stands for no key in the key index; a real key of these bytes only makes a candidate.
+NULL_KEY = b"\xff\x00sprawl null key"
+_BATCH_HEAD = struct.Struct(">qiibIhiqqqhii")
+BATCH_HEAD_BYTES = 61
+KAFKA_TRANSACTIONAL, KAFKA_CONTROL = 0x10, 0x20
+
+
+class EmbeddedEngine:
+    """`broker.engine.base.Engine` over this machine's disk (or a simulated one)."""
+
+    def __init__(
+        self, seams: Seams, keystore: KeyStore, options: LogOptions | None = None, holder: str = "a Sprawl node"
+    ) -> None:
+        self._seams = seams
+        self._keystore = keystore
+        self.options = options or LogOptions()
+        self._holder = holder
+        self._store = LogStore(seams, self.options)
+        self._lookup = Lookup(self._store)
+        self._topics: dict[str, Topic] = {}
+        self._by_id: dict[bytes, Topic] = {}
+        self._watchers: dict[str, dict[Callable[[], None], None]] = {}  # dicts keep order: a seed replays
+        self._ring: deque[PartitionLog] = deque()
+        self._ring_bytes = 0
+        self._next_sequence = 1
+        self._table = StateTable()
+        self._unlock: Callable[[], None] | None = None
+        self._view: StateView
+        self._committer: Committer
+        self._merging: asyncio.Task[None] | None = None
+        self._naming = asyncio.Lock()
+        self._running = False
+        self._batches = 0
+        self._merges = 0
+        self._merged_bytes = 0
+        self.recovery = RecoveryReport()
+
+    # -- start and stop ---------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """FolderInUse, KeyMissing, KeyWrong, KeysMismatch, FormatUnsupported, StorageDamaged: each before anything is changed."""
+        run = self._seams.executor.run
+        self._unlock = await run("background", lambda: self._seams.disk.lock(LOCK_PATH, self._holder))
+        try:
+            opened = await run("background", self._open)
+            await self._take(opened)
+        except BaseException:
+            await run("background", self._let_go)
+            raise
+        self._running = True
+        self._consider_merge()
+
+    def _open(self) -> Opened:
+        """Blocking."""
+        self._open_keystore()
+        return Startup(self._seams, self._store, self._keystore).run()
+
+    def _open_keystore(self) -> None:
+        try:
+            self._keystore.load()
+        except KeyMissing as missing:
+            if missing.key_id is not None or self._store.manifest_copies():
+                raise
+            self._keystore.create(self._seams.random.bytes(16))
+
+    async def _take(self, opened: Opened) -> None:
+        self._view, self._table, self.recovery = opened.view, opened.table, opened.report
+        self._load_topics()
+        self._next_sequence = self._store.next_sequence = opened.next_sequence
+        for log in self._store.partitions.values():
+            self._settle_partition(log)
+        self._committer = Committer(self._store, self._view, self._publish, self._roll_back, self._consider_merge)
+        for found in opened.recovered:
+            file = self._store.files[found.entry.number]
+            await self._store.seal_in_place(
+                file, found.data_end, found.first_group, found.last_group, list(found.keys.values()), found.unattributed
+            )
+        await self._seal_repaired()
+        await self._committer.open(opened.last_group)
+        await self._begin_epoch()
+        self._log_recovery()
+
+    async def _seal_repaired(self) -> None:
+        """Files whose footers were damaged get new ones."""
+        for file in list(self._store.files.values()):
+            if file.entry.state is FileState.CLOSED:
+                keys = [
+                    key for extent in self._store.live_extents(file) for key in self._store.known_keys(extent.summary.topic_id)
+                ]
+                last = self._store.repaired_last_group.get(file.number, 0)
+                await self._store.seal_in_place(file, file.entry.data_end, file.entry.first_group, last, keys)
+
+    async def _begin_epoch(self) -> None:
+        """The first group of this process names its system key and finishes shreddings that a crash interrupted."""
+        epoch = self._store.keys.system_epoch()
+        entries = [wrapped_key_entry(epoch.topic_id, epoch.key_id, epoch.wrapped)]
+        for entry in self._table.entries(Kind.SHREDDING):
+            await self._shred(entry.key)
+            entries.append(Entry(Kind.SHREDDING, entry.key, None))
+        await self._commit_entries(entries, flush_view=True)
+
+    def _load_topics(self) -> None:
+        for entry in self._table.entries(Kind.TOPIC):
+            assert entry.value is not None
+            self._add_topic(_topic_of(entry.key, entry.value))
+        for topic_id in dict.fromkeys(topic_id for topic_id, _ in self._store.partitions):
+            if topic_id not in self._by_id:
+                self._store.forget_topic(topic_id)
+
+    def _settle_partition(self, log: PartitionLog) -> None:
+        """After a start everything that was found is visible."""
+        if log.extents:
+            last = log.extents[-1].summary
+            log.next_offset, log.tag = last.next_offset, last.chain_out
+            log.ring_floor = max(extent.summary.max_sequence for extent in log.extents)
+        log.high_watermark, log.visible_tag = log.next_offset, log.tag
+
+    def _log_recovery(self) -> None:
+        report = self.recovery
+        for cut in report.tail_cuts:
+            if cut.size:
+                logger.warning("%s: %d unconfirmed bytes at %d cut (%s)", cut.path, cut.size, cut.position, cut.reason)
+        for path in report.damaged_files:
+            logger.error("%s is damaged; a whole copy or its own data was used instead", path)
+        for damage in self.damage():
+            logger.error(
+                "damaged: %s/%d offsets %d to %d (%s)",
+                damage.topic,
+                damage.partition,
+                damage.from_offset,
+                damage.to_offset - 1,
+                damage.reason,
+            )
+
+    async def close(self) -> None:
+        if not self._running:
+            return
+        self._running = False
+        await self._committer.close()
+        if self._merging is not None:
+            self._merging.cancel()
+            await asyncio.wait([self._merging])
+        self._wake(list(self._watchers))
+        await self._seams.executor.run("background", self._let_go)
+
+    def _let_go(self) -> None:
+        """Blocking."""
+        self._store.close()
+        if hasattr(self, "_view"):
+            self._view.close()
+        if self._unlock is not None:
+            self._unlock()
+            self._unlock = None
+
+    def capabilities(self) -> Capabilities:
+        return Capabilities(durability=self.options.durability, commit_sequence=True, key_index=True)
+
+    # -- topics -----------------------------------------------------------------------------------------------------------
+
+    def topics(self) -> Mapping[str, Topic]:
+        return MappingProxyType(self._topics)
+
+    async def create_topic(self, name: str, partitions: int, configs: Mapping[str, str]) -> Topic:
+        self._require_running()
+        if not legal_topic_name(name):
+            raise IllegalTopicName(name)
+        self._check_partitions(name, partitions)
+        check_configs(name, configs)
+        async with self._naming:
+            if name in self._topics:
+                raise TopicExists(name)
+            if len(self._topics) >= self.options.topics_max:
+                raise InvalidConfig(name, "topics_max", f"the node has {len(self._topics)} topics already, its bound")
+            topic_id = _uuid4(self._seams.random.bytes(16))
+            topic = Topic(topic_id, name, partitions, dict(configs), self._seams.clock.now_ms())
+            await self._seams.executor.run("manifest", lambda: self._keystore.add(topic_id))
+            await self._commit_entries([_topic_entry(topic)], flush_view=True)
+            self._add_topic(topic)
+        return topic
+
+    async def alter_topic(
+        self, name: str, *, partitions: int | None = None, configs: Mapping[str, str | None] | None = None
+    ) -> Topic:
+        self._require_running()
+        async with self._naming:
+            topic = self._topic(name)
+            changed = self._altered(topic, partitions, configs or {})
+            await self._commit_entries([_topic_entry(changed)], flush_view=True)
+            self._add_topic(changed)
+        return changed
+
+    def _altered(self, topic: Topic, partitions: int | None, configs: Mapping[str, str | None]) -> Topic:
+        count = topic.partitions if partitions is None else partitions
+        self._check_partitions(topic.name, count)
+        if count < topic.partitions:
+            raise InvalidConfig(topic.name, "partitions", f"{topic.partitions} partitions cannot become {count}: they only grow")
+        check_configs(topic.name, {key: value for key, value in configs.items() if value is not None})
+        merged = {**topic.configs, **configs}
+        kept = {key: value for key, value in merged.items() if value is not None}
+        return msgspec.structs.replace(topic, partitions=count, configs=kept)
+
+    def _check_partitions(self, name: str, partitions: int) -> None:
+        if not 1 <= partitions <= self.options.partitions_max:
+            raise InvalidConfig(name, "partitions", f"{partitions} is not between 1 and {self.options.partitions_max}")
+
+    async def delete_topic(self, name: str) -> None:
+        """First the deletion is durable, then the root key goes, then that is noted: a crash in between is finished at start."""
+        self._require_running()
+        async with self._naming:
+            topic = self._topic(name)
+            self._remove_topic(topic)
+            await self._commit_entries(
+                [Entry(Kind.TOPIC, topic.topic_id, None), Entry(Kind.SHREDDING, topic.topic_id, b"\x01")], flush_view=True
+            )
+            await self._shred(topic.topic_id)
+            self._store.forget_topic(topic.topic_id)
+            await self._commit_entries([Entry(Kind.SHREDDING, topic.topic_id, None)], flush_view=False)
+        self._wake([name])
+
+    async def _shred(self, topic_id: bytes) -> None:
+        if topic_id in self._keystore and not is_system(topic_id):
+            await self._seams.executor.run("manifest", lambda: self._keystore.shred(topic_id))
+
+    def _add_topic(self, topic: Topic) -> None:
+        self._topics[topic.name] = topic
+        self._by_id[topic.topic_id] = topic
+        for partition in range(topic.partitions):
+            self._store.partition(topic.topic_id, partition)
+
+    def _remove_topic(self, topic: Topic) -> None:
+        del self._topics[topic.name]
+        del self._by_id[topic.topic_id]
+
+    def _topic(self, name: str) -> Topic:
+        found = self._topics.get(name)
+        if found is None:
+            raise UnknownTopic(name)
+        return found
+
+    def _log(self, topic: Topic, partition: int) -> PartitionLog:
+        if not 0 <= partition < topic.partitions:
+            raise UnknownPartition(topic.name, partition, topic.partitions)
+        return self._store.partition(topic.topic_id, partition)
+
+    def _logs(self, topic: Topic, partitions: Sequence[int] | None = None) -> list[PartitionLog]:
+        return [self._log(topic, partition) for partition in (range(topic.partitions) if partitions is None else partitions)]
+
+    async def _commit_entries(self, entries: list[Entry], *, flush_view: bool) -> None:
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        frame = PendingFrame(self._next_sequence, waiter)
+        frame.entries, frame.flush_view, frame.size = entries, flush_view, 64
+        self._committer.require_room(0)
+        self._committer.submit(frame)
+        await waiter
+
+    def _require_running(self) -> None:
+        if not self._running:
+            raise Closed
+
+    # -- append -----------------------------------------------------------------------------------------------------------
+
+    async def append(self, appends: Sequence[Append], *, durable: bool = True) -> list[Appended]:
+        self._require_running()
+        checked = [self._check(append) for append in appends]
+        self._committer.require_room(sum(len(append.batch) for append in appends))
+        waiter: asyncio.Future[None] | None = asyncio.get_running_loop().create_future() if durable else None
+        frame = PendingFrame(self._next_sequence, waiter)
+        now_ms = self._seams.clock.now_ms()
+        try:
+            answers = [self._add(frame, append, log, head, now_ms) for append, (log, head) in zip(appends, checked, strict=True)]
+        except BaseException:
+            self._take_back(frame)
+            raise
+        self._committer.submit(frame)
+        if waiter is not None:
+            await waiter
+        return answers
+
+    def _check(self, append: Append) -> tuple[PartitionLog, tuple[int, ...]]:
+        """Nothing is handed out before every batch of the call has passed."""
+        topic = self._topic(append.topic)
+        log = self._log(topic, append.partition)
+        size, size_max = len(append.batch), batch_bytes_max(topic.configs)
+        if size > size_max:
+            raise RecordTooLarge("record batch", size, f"max.message.bytes of topic {topic.name!r}", size_max)
+        if size < BATCH_HEAD_BYTES:
+            raise BatchRefused(f"{size} bytes are no record batch")
+        head = _BATCH_HEAD.unpack_from(append.batch)
+        if head[1] != size - 12 or head[3] != 2 or head[6] < 0 or not 0 < head[12] <= head[6] + 1:
+            raise BatchRefused("length, magic, last offset delta or count contradict each other")
+        return log, head
+
+    def _add(self, frame: PendingFrame, append: Append, log: PartitionLog, head: tuple[int, ...], now_ms: int) -> Appended:
+        delta, max_timestamp_ms, count, attributes = head[6], head[8], head[12], head[5]
+        base, previous_tag = log.next_offset, log.tag
+        sequence = self._next_sequence
+        clear = base.to_bytes(8, "big") + append.batch[8:]
+        flags = _flags(attributes, append.has_expiry)
+        hashes = None if append.keys is None else self._hashes(log.topic_id, append.keys)
+        sealed = self._store.keys.seal_batch(
+            clear,
+            flags=flags,
+            topic_id=log.topic_id,
+            partition=log.partition,
+            last_offset_delta=delta,
+            base_offset=base,
+            sequence=sequence,
+            max_timestamp_ms=max_timestamp_ms,
+            append_time_ms=now_ms,
+            records=count,
+            previous_tag=previous_tag,
+            key_hashes=hashes,
+        )
+        following = base + delta + 1
+        stored = Stored(log.partition, base, following, sequence, max_timestamp_ms, clear, append.has_expiry)
+        frame.batches.append(PendingBatch(log, stored, sealed, previous_tag, flags, hashes))
+        frame.size += sealed.size
+        log.next_offset, log.tag = following, sealed.tag
+        self._next_sequence = sequence + 1
+        return Appended(append.topic, append.partition, base, delta + 1, sequence, now_ms)
+
+    def _hashes(self, topic_id: bytes, keys: Sequence[bytes | None]) -> list[int]:
+        hasher = self._store.keys.hasher(topic_id)
+        return sorted({hasher.hash(NULL_KEY if key is None else key) for key in keys})
+
+    def _take_back(self, frame: PendingFrame) -> None:
+        """A frame that failed while it was built: its offsets, tags and sequences were handed to nobody."""
+        for batch in reversed(frame.batches):
+            batch.partition.next_offset, batch.partition.tag = batch.stored.base_offset, batch.previous_tag
+        self._next_sequence = frame.first_sequence
+
+    def _publish(self, group: Group) -> None:
+        """The group is durable (or written, with `os`): make it visible."""
+        changed: dict[bytes, None] = {}
+        for frame in group.frames:
+            self._table.apply(frame.entries)
+            for batch in frame.batches:
+                log = batch.partition
+                log.grow(
+                    group.file,
+                    batch.stored,
+                    position=batch.position,
+                    size=batch.sealed.size,
+                    flags=batch.flags,
+                    tag=batch.sealed.tag,
+                    previous_tag=batch.previous_tag,
+                    key_hashes=batch.key_hashes,
+                )
+                log.ring.push(batch.stored)
+                self._ring.append(log)
+                self._ring_bytes += len(batch.stored.batch)
+                self._batches += 1
+                changed[log.topic_id] = None
+                self._store.next_sequence = batch.stored.sequence + 1
+        self._trim_ring()
+        self._wake([topic.name for topic_id in changed if (topic := self._by_id.get(topic_id)) is not None])
+
+    def _trim_ring(self) -> None:
+        while self._ring_bytes > self.options.ring_bytes_max and self._ring:
+            log = self._ring.popleft()
+            oldest = log.ring.items[log.ring.start]
+            self._ring_bytes -= len(oldest.batch)
+            log.ring_floor = oldest.sequence
+            log.ring.drop_first()
+
+    def _roll_back(self) -> None:
+        """After a failed write: nothing that was only handed out exists any more."""
+        for log in self._store.partitions.values():
+            log.roll_back()
+        self._next_sequence = self._store.next_sequence
+
+    # -- waking readers ---------------------------------------------------------------------------------------------------
+
+    def watch(self, topic: str, wake: Callable[[], None]) -> Callable[[], None]:
+        watchers = self._watchers.setdefault(topic, {})
+        watchers[wake] = None
+
+        def unwatch() -> None:
+            watchers.pop(wake, None)
+            if not watchers and self._watchers.get(topic) is watchers:
+                del self._watchers[topic]
+
+        return unwatch
+
+    def _wake(self, names: Sequence[str]) -> None:
+        for name in names:
+            for wake in list(self._watchers.get(name, ())):
+                wake()
+
+    async def _visible(self, topic: str, deadline_ms: int) -> bool:
+        """Wait for the next commit on the topic; False when the deadline passed first."""
+        left_ms = deadline_ms - self._seams.clock.monotonic_ms()
+        if left_ms <= 0:
+            return False
+        happened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def wake() -> None:
+            if not happened.done():
+                happened.set_result(None)
+
+        unwatch = self.watch(topic, wake)
+        try:
+            await asyncio.wait_for(happened, left_ms / 1000)
+        except TimeoutError:
+            return False
+        finally:
+            unwatch()
+        return True
+
+    # -- reading ----------------------------------------------------------------------------------------------------------
+
+    async def fetch(
+        self, topic: str, partition: int, offset: int, *, bytes_max: int, bytes_min: int = 1, wait_max_ms: int = 0
+    ) -> Fetched:
+        deadline_ms = self._seams.clock.monotonic_ms() + wait_max_ms
+        while True:
+            fetched = await self._fetch_now(topic, partition, offset, bytes_max)
+            if sum(len(stored.batch) for stored in fetched.batches) >= bytes_min or fetched.damage:
+                return fetched
+            if not await self._visible(topic, deadline_ms):
+                return fetched
+
+    async def _fetch_now(self, name: str, partition: int, offset: int, bytes_max: int) -> Fetched:
+        self._require_running()
+        topic = self._topic(name)
+        log = self._log(topic, partition)
+        if not log.log_start <= offset <= log.high_watermark:
+            raise OffsetOutOfRange(name, partition, offset, log.log_start, log.high_watermark)
+        if offset == log.high_watermark:
+            return Fetched([], offset, log.log_start, log.high_watermark, [])
+        try:
+            found = await self._lookup.from_offset(log, offset, min(bytes_max, self.options.fetch_bytes_max))
+        except KeyShredded:
+            raise UnknownTopic(name) from None
+        damage = [_damage(topic, number, found_range) for number, found_range in found.damage]
+        return Fetched(found.stored, found.reached, log.log_start, log.high_watermark, damage)
+
+    async def tail(
+        self,
+        topic: str,
+        from_sequence: int,
+        *,
+        bytes_max: int,
+        wait_max_ms: int = 0,
+        partitions: Sequence[int] | None = None,
+        key: bytes | None = None,
+    ) -> Tail:
+        deadline_ms = self._seams.clock.monotonic_ms() + wait_max_ms
+        while True:
+            tail = await self._tail_now(topic, from_sequence, bytes_max, partitions, key)
+            if tail.batches or tail.damage:
+                return tail
+            from_sequence = max(from_sequence, tail.next_sequence)
+            if not await self._visible(topic, deadline_ms):
+                return tail
+
+    async def _tail_now(
+        self, name: str, from_sequence: int, bytes_max: int, partitions: Sequence[int] | None, key: bytes | None
+    ) -> Tail:
+        self._require_running()
+        topic = self._topic(name)
+        if from_sequence >= self._store.next_sequence:
+            return Tail([], from_sequence, [])
+        key_hash = None if key is None else self._store.keys.hasher(topic.topic_id).hash(key)
+        logs = self._logs(topic, partitions)
+        try:
+            found = await self._lookup.from_sequence(logs, from_sequence, min(bytes_max, self.options.fetch_bytes_max), key_hash)
+        except KeyShredded:
+            raise UnknownTopic(name) from None
+        return Tail(found.stored, found.reached, [_damage(topic, number, lost) for number, lost in found.damage])
+
+    async def find_latest(self, topic: str, partition: int, key: bytes | None) -> Stored | None:
+        self._require_running()
+        found = self._topic(topic)
+        log = self._log(found, partition)
+        key_hash = self._store.keys.hasher(found.topic_id).hash(NULL_KEY if key is None else key)
+        return await self._lookup.newest_with_key(log, key, key_hash)
+
+    def offsets(self, topic: str) -> list[PartitionOffsets]:
+        return [PartitionOffsets(log.partition, log.log_start, log.high_watermark) for log in self._logs(self._topic(topic))]
+
+    async def offset_for_time(self, topic: str, partition: int, timestamp_ms: int) -> OffsetForTime:
+        self._require_running()
+        return OffsetForTime(*await self._lookup.offset_for_time(self._log(self._topic(topic), partition), timestamp_ms))
+
+    async def offset_of_max_timestamp(self, topic: str, partition: int) -> OffsetForTime:
+        self._require_running()
+        return OffsetForTime(*await self._lookup.newest_time(self._log(self._topic(topic), partition)))
+
+    async def sequence_for_time(self, topic: str, timestamp_ms: int) -> int:
+        self._require_running()
+        return await self._lookup.sequence_for_time(self._logs(self._topic(topic)), timestamp_ms)
+
+    def next_sequence(self) -> int:
+        return self._store.next_sequence
+
+    def damage(self) -> list[Damage]:
+        return [
+            _damage(topic, log.partition, lost)
+            for log in self._store.partitions.values()
+            if (topic := self._by_id.get(log.topic_id)) is not None
+            for lost in log.damage()
+        ]
+
+    def stats(self) -> EngineStats:
+        return EngineStats(
+            topics=len(self._topics),
+            partitions=len(self._store.partitions),
+            files=len(self._store.files),
+            groups=self._committer.groups,
+            batches_appended=self._batches,
+            bytes_journaled=self._committer.bytes_written,
+            append_failures=self._committer.failures,
+            append_queue_bytes=self._committer.pending_bytes(),
+            ring_bytes=self._ring_bytes,
+            file_reads=self._lookup.file_reads,
+            sealed_in_place=self._store.sealed_in_place,
+            merges=self._merges,
+            merged_bytes=self._merged_bytes,
+            damaged_ranges=len(self.damage()) + len(self._store.unattributed),
+            next_sequence=self._store.next_sequence,
+            free_disk_bytes=self._seams.disk.free_bytes(),
+        )
+
+    # -- merging ----------------------------------------------------------------------------------------------------------
+
+    def _consider_merge(self) -> None:
+        if not self._running or (self._merging is not None and not self._merging.done()):
+            return
+        if choose(self._store):
+            self._merging = asyncio.get_running_loop().create_task(self._merge_all(), name="merge")
+
+    async def _merge_all(self) -> None:
+        while self._running and (inputs := choose(self._store)):
+            merge = Merge(self._store, inputs)
+            try:
+                await self._merge(merge)
+            except (OSError, KeyShredded) as problem:
+                # Nothing was replaced yet: what was written is removed and the next full journal tries again.
+                logger.warning("merge of %d files put off: %s", len(inputs), problem)
+                await self._seams.executor.run("background", merge.abandon)
+                return
+
+    async def _merge(self, merge: Merge) -> None:
+        await merge.write()
+        group, entries = self._committer.last_group(), self._table.entries()
+        position = self._view.stage(group, [])
+        await self._seams.executor.run("commit", lambda: self._flush_view(position))
+        snapshot = await self._store.save_snapshot(group, entries)
+        await merge.take_over(snapshot)
+        self._merges += 1
+        self._merged_bytes += merge.bytes_moved
+
+    def _flush_view(self, position: StagedWrite) -> None:
+        """Blocking. The view says itself that it is as new as the snapshot."""
+        self._view.write(position)
+        self._view.flush()
+
+
+def _flags(attributes: int, has_expiry: bool) -> int:
+    flags = FLAG_HAS_EXPIRY if has_expiry else 0
+    if attributes & KAFKA_TRANSACTIONAL:
+        flags |= FLAG_TRANSACTIONAL
+    return flags | FLAG_CONTROL if attributes & KAFKA_CONTROL else flags
+
+
+def _damage(topic: Topic, partition: int, lost: DamagedRange) -> Damage:
+    return Damage(topic.name, partition, lost.start, lost.end, lost.reason)
+
+
+def _topic_entry(topic: Topic) -> Entry:
+    state = TopicState(1, topic.name, topic.partitions, dict(topic.configs), topic.created_at_ms)
+    return Entry(Kind.TOPIC, topic.topic_id, msgspec.msgpack.encode(state))
+
+
+def _topic_of(topic_id: bytes, value: bytes) -> Topic:
+    state = msgspec.msgpack.decode(value, type=TopicState)
+    return Topic(topic_id, state.name, state.partitions, state.configs, state.created_at_ms)
+
+
+def _uuid4(data: bytes) -> bytes:
+    """Random bytes with version and variant set (RFC 9562, section 5.4)."""
+    return data[:6] + bytes((data[6] & 0x0F | 0x40, data[7], data[8] & 0x3F | 0x80)) + data[9:]

@@ -1,0 +1,275 @@
+"""Committing: what was appended becomes durable, visible and acknowledged, in this order and together.
+
+One task writes groups while there is something to write. Group n + 1 is what arrived while n was written and synced; there is no
+timer. After a failed write or sync nothing is appended to that file again: waiters hear that the outcome is unknown, what was
+only handed out is rolled back, the file is closed where the last durable group ends, and a new file takes over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Coroutine
+
+import msgspec
+
+from broker.errors import AppendUnknown, Closed, Overloaded
+from broker.log.files import LogFile
+from broker.log.journal import ActiveJournal, Group, PendingFrame
+from broker.log.layout import FILE_HEADER_BYTES
+from broker.log.manifest import FileState
+from broker.log.state import StagedWrite, StateView
+from broker.log.store import LogStore
+
+logger = logging.getLogger("sprawl.log")
+
+SMALL_WRITE_BUFFERS = 64  # more pieces than this are joined: one copy is cheaper than that many iovecs (about 0.2 us each)
+QUEUE_RETRY_AFTER_MS = 50
+
+
+class Committer:
+    """Owner thread. `publish` makes a committed group visible; the engine gives it, and hears of failures by `roll_back`."""
+
+    def __init__(
+        self,
+        store: LogStore,
+        view: StateView,
+        publish: Callable[[Group], None],
+        roll_back: Callable[[], None],
+        sealed: Callable[[], None],
+    ) -> None:
+        self._store = store
+        self._view = view
+        self._publish = publish
+        self._roll_back = roll_back
+        self._sealed = sealed
+        self._pending: deque[PendingFrame] = deque()
+        self._pending_bytes = 0
+        self._task: asyncio.Task[None] | None = None
+        self._background: set[asyncio.Task[None]] = set()
+        self._journal: ActiveJournal | None = None
+        self._next_journal: asyncio.Task[ActiveJournal] | None = None
+        self._durable_through = 0
+        self._last_group = 0
+        self._failed: Exception | None = None
+        self._closing = False
+        self.groups = 0
+        self.bytes_written = 0
+        self.failures = 0
+
+    async def open(self, last_group: int) -> None:
+        """Everything up to `last_group` is durable; begin the next file."""
+        self._last_group = self._durable_through = last_group
+        self._journal = await self._store.new_journal(last_group + 1)
+
+    # -- appending --------------------------------------------------------------------------------------------------------
+
+    def require_room(self, size: int) -> None:
+        """Raises Closed, Unavailable after a failure that is not mended yet, or Overloaded at the queue's bound."""
+        if self._closing:
+            raise Closed
+        if self._failed is not None:
+            raise AppendUnknown(f"not tried: the disk failed ({self._failed}) and a new journal file could not be opened yet")
+        bound = self._store.options.append_queue_bytes_max
+        if self._pending_bytes and self._pending_bytes + size > bound:
+            raise Overloaded("append_queue_bytes_max", bound, QUEUE_RETRY_AFTER_MS)
+
+    def submit(self, frame: PendingFrame) -> None:
+        self._pending.append(frame)
+        self._pending_bytes += frame.size
+        self._kick()
+
+    def _kick(self) -> None:
+        if self._task is None or self._task.done():
+            self._task = asyncio.get_running_loop().create_task(self._commit_all(), name="commit")
+
+    async def _commit_all(self) -> None:
+        while self._pending and self._failed is None:
+            try:
+                await self._commit_one()
+            except Exception as problem:  # whatever it was: nobody may wait for ever, and nothing half-done may go on
+                await self._fail(problem)
+
+    async def _commit_one(self) -> None:
+        journal = await self._room_in_journal()
+        group = journal.assemble(
+            self._store.keys,
+            self._pending,
+            self._store.options.group_bytes_max,
+            self._durable_through,
+            self._store.seams.clock.now_ms(),
+            self._store.next_sequence,
+        )
+        try:
+            await self._write(group)
+        except Exception as problem:
+            for frame in group.frames:
+                _reject(frame, problem)
+            raise
+        journal.accept(group)
+        self._last_group = group.number
+        if self._store.options.durability == "fsync":
+            self._durable_through = group.number
+        self.groups += 1
+        self.bytes_written += group.end - group.position
+        self._pending_bytes -= sum(frame.size for frame in group.frames)
+        self._acknowledge(group)
+
+    def _acknowledge(self, group: Group) -> None:
+        """Visibility first, then whoever waits: who was told can read it."""
+        self._publish(group)
+        for frame in group.frames:
+            if frame.waiter is not None and not frame.waiter.done():
+                frame.waiter.set_result(None)
+
+    async def _write(self, group: Group) -> None:
+        staged = self._view.stage(group.number, group.entries) if group.entries else None
+        sync = self._store.options.durability == "fsync" or group.flush_view
+        await self._store.seams.executor.run("commit", lambda: self._write_now(group, staged, sync))
+
+    def _write_now(self, group: Group, staged: StagedWrite | None, sync: bool) -> None:
+        """Blocking: the journal first, then the view that follows from it."""
+        buffers = group.buffers
+        group.file.file.write_at(group.position, [b"".join(buffers)] if len(buffers) > SMALL_WRITE_BUFFERS else buffers)
+        if sync:
+            self._sync_journal(group.file)
+        if staged is not None:
+            self._view.write(staged)
+            if group.flush_view:
+                self._view.flush()
+
+    @staticmethod
+    def _sync_journal(file: LogFile) -> None:
+        file.file.sync()
+
+    # -- files ------------------------------------------------------------------------------------------------------------
+
+    async def _room_in_journal(self) -> ActiveJournal:
+        """The active file, or the next one when it is full. The next one is made ready at half."""
+        journal = self._journal
+        assert journal is not None
+        size = self._store.options.journal_file_bytes
+        stale = journal.system_key_id != self._store.keys.system_epoch().key_id
+        if journal.end < size and not stale:
+            if journal.end * 2 >= size and self._next_journal is None:
+                self._prepare_next(journal)
+            return journal
+        return await self._roll(journal)
+
+    def _prepare_next(self, journal: ActiveJournal) -> None:
+        """Its first group is not known yet: the entry names the group after the newest, which is at most too low."""
+        make = self._store.new_journal(journal.last_group + 1)
+        self._next_journal = asyncio.get_running_loop().create_task(make, name="next-journal")
+
+    async def _roll(self, journal: ActiveJournal) -> ActiveJournal:
+        if self._store.options.durability == "os":
+            await self._store.seams.executor.run("commit", lambda: self._sync_journal(journal.file))
+            self._durable_through = journal.last_group
+        if self._next_journal is None or journal.system_key_id != self._store.keys.system_epoch().key_id:
+            self._drop_next()
+            self._prepare_next(journal)
+        prepared, self._next_journal = self._next_journal, None
+        assert prepared is not None
+        following = await prepared
+        following.first_group = journal.last_group + 1
+        following.last_group = journal.last_group
+        self._journal = following
+        self._spawn(self._seal(journal))
+        return following
+
+    def _drop_next(self) -> None:
+        if self._next_journal is not None:
+            self._next_journal.cancel()
+            self._next_journal = None
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def _seal(self, journal: ActiveJournal) -> None:
+        try:
+            await self._store.seal_in_place(
+                journal.file, journal.end, journal.first_group, journal.last_group, list(journal.keys.values())
+            )
+        except OSError as problem:
+            # Not lost: the file stays listed as open and is read by its groups at the next start.
+            logger.exception("could not seal %s in place (%s); it stays a journal", journal.file.path, problem)
+            return
+        self._sealed()
+
+    # -- failure ----------------------------------------------------------------------------------------------------------
+
+    async def _fail(self, problem: Exception) -> None:
+        """Nobody is acknowledged; what was handed out is taken back; the file ends where the last group ended."""
+        self.failures += 1
+        logger.error("append failed, changing the journal file", exc_info=problem)
+        self._failed = problem
+        for frame in self._pending:
+            _reject(frame, self._failed)
+        self._pending.clear()
+        self._pending_bytes = 0
+        self._roll_back()
+        self._drop_next()
+        await self._change_file_until_it_works()
+
+    async def _change_file_until_it_works(self) -> None:
+        while self._failed is not None and not self._closing:
+            try:
+                await self._change_file()
+            except OSError as problem:
+                logger.warning("no new journal file yet: %s", problem)
+                await asyncio.sleep(self._store.options.recover_retry_ms / 1000)
+            else:
+                self._failed = None
+
+    async def _change_file(self) -> None:
+        journal = self._journal
+        assert journal is not None
+        if journal.file.entry.state is FileState.OPEN:
+            journal.file.entry = msgspec.structs.replace(
+                journal.file.entry, state=FileState.CLOSED, data_end=max(journal.end, FILE_HEADER_BYTES)
+            )
+        self._journal = await self._store.new_journal(journal.last_group + 1)
+        self._sealed()
+
+    # -- stopping ---------------------------------------------------------------------------------------------------------
+
+    async def close(self) -> None:
+        """Commit what was accepted, then a group without frames that confirms it all."""
+        self._closing = True
+        if self._task is not None:
+            await asyncio.wait([self._task])
+        if self._failed is None and self._journal is not None:
+            await self._confirm(self._journal)
+        if self._next_journal is not None:
+            await asyncio.wait([self._next_journal])
+        if self._background:
+            await asyncio.wait(self._background)
+
+    async def _confirm(self, journal: ActiveJournal) -> None:
+        durable = self._durable_through
+        if self._store.options.durability == "os":
+            await self._store.seams.executor.run("commit", lambda: self._sync_journal(journal.file))
+            durable = journal.last_group
+        group = journal.assemble(
+            self._store.keys, deque(), 0, durable, self._store.seams.clock.now_ms(), self._store.next_sequence
+        )
+        group.flush_view = True
+        try:
+            await self._write(group)
+            await self._store.seams.executor.run("commit", self._view.flush)
+        except OSError as problem:
+            logger.warning("the last confirmation was not written (%s); the next start checks the newest group", problem)
+
+    def pending_bytes(self) -> int:
+        return self._pending_bytes
+
+    def last_group(self) -> int:
+        return self._last_group
+
+
+def _reject(frame: PendingFrame, problem: BaseException) -> None:
+    if frame.waiter is not None and not frame.waiter.done():
+        frame.waiter.set_exception(AppendUnknown(str(problem)))

@@ -1,0 +1,63 @@
+"""Open files of the log, shared by readers, and unlinked when the last of them leaves."""
+
+from __future__ import annotations
+
+import threading
+
+from broker.log.manifest import FileEntry
+from broker.seams import Disk, File
+
+
+class LogFile:
+    """One journal or segment. `hold` and `release` pair up; a retired file is removed after the last release.
+
+    Counting is locked because reads end on executor threads. The entry is replaced when the file's state changes.
+    """
+
+    def __init__(self, disk: Disk, entry: FileEntry, file: File) -> None:
+        self.entry = entry
+        self.file = file
+        self._disk = disk
+        self._holders = 0
+        self._retired = False
+        self._closed = False
+        self._lock = threading.Lock()
+
+    @property
+    def number(self) -> int:
+        return self.entry.number
+
+    @property
+    def path(self) -> str:
+        return self.entry.path
+
+    def hold(self) -> None:
+        with self._lock:
+            self._holders += 1
+
+    def release(self) -> None:
+        with self._lock:
+            self._holders -= 1
+            gone = self._retired and self._holders == 0
+        if gone:
+            self._remove()
+
+    def retire(self) -> None:
+        """The manifest no longer lists it; blocking (unlinks) when nobody reads it."""
+        with self._lock:
+            self._retired = True
+            gone = self._holders == 0
+        if gone:
+            self._remove()
+
+    def close(self) -> None:
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        self.file.close()
+
+    def _remove(self) -> None:
+        self.close()
+        if self._disk.exists(self.path):
+            self._disk.remove(self.path)

@@ -1,0 +1,179 @@
+"""The journal being written: frames wait, a group is assembled, written and synced (decision 0001, sections 4 and 5).
+
+Assembly runs on the owner thread, `write` on the commit lane. A group is what arrived while the last one was synced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+
+from broker.engine.base import Stored
+from broker.log.files import LogFile
+from broker.log.footer import WrappedKey
+from broker.log.layout import (
+    FILE_HEADER_BYTES,
+    FORMAT_VERSION,
+    GROUP_HEADER_BYTES,
+    GROUP_MAGIC,
+    JOURNAL_MAGIC,
+    DirectoryEntry,
+    FileHeader,
+    GroupHeader,
+    pack_file_header,
+    pack_frame_header,
+    pack_group_header,
+)
+from broker.log.partition import PartitionLog
+from broker.log.sealing import LogKeys, SealedBatch
+from broker.log.state import Entry, encode_entries, wrapped_key_entry
+
+
+class PendingBatch:
+    """One sealed batch on its way to the journal."""
+
+    __slots__ = ("flags", "key_hashes", "partition", "position", "previous_tag", "sealed", "stored")
+
+    def __init__(
+        self,
+        partition: PartitionLog,
+        stored: Stored,
+        sealed: SealedBatch,
+        previous_tag: bytes,
+        flags: int,
+        key_hashes: list[int] | None,
+    ) -> None:
+        self.partition = partition
+        self.stored = stored
+        self.sealed = sealed
+        self.previous_tag = previous_tag
+        self.flags = flags
+        self.key_hashes = key_hashes
+        self.position = 0
+
+
+class PendingFrame:
+    """What is committed together. `waiter` is resolved when it is as durable as promised, or fails."""
+
+    __slots__ = ("batches", "entries", "first_sequence", "flush_view", "size", "waiter")
+
+    def __init__(self, first_sequence: int, waiter: asyncio.Future[None] | None) -> None:
+        self.first_sequence = first_sequence
+        self.batches: list[PendingBatch] = []
+        self.entries: list[Entry] = []
+        self.flush_view = False
+        self.waiter = waiter
+        self.size = 0
+
+
+class Group:
+    """Assembled: `buffers` go to `position` of `file` in one write."""
+
+    __slots__ = ("buffers", "end", "entries", "file", "flush_view", "frames", "number", "position")
+
+    def __init__(self, file: LogFile, number: int, position: int, frames: Sequence[PendingFrame]) -> None:
+        self.file = file
+        self.number = number
+        self.position = position
+        self.frames = frames
+        self.buffers: list[bytes] = []
+        self.entries: list[Entry] = []
+        self.flush_view = False
+        self.end = position
+
+
+class ActiveJournal:
+    """The file groups are appended to. Owner thread."""
+
+    def __init__(self, file: LogFile, salt: int, first_group: int) -> None:
+        self.file = file
+        self.salt = salt
+        self.end = FILE_HEADER_BYTES
+        self.first_group = first_group
+        self.last_group = first_group - 1
+        self.keys: dict[tuple[bytes, int], WrappedKey] = {}
+        self.system_key_id = file.entry.system_key_id
+
+    def assemble(
+        self, keys: LogKeys, pending: deque[PendingFrame], group_bytes_max: int, durable_through: int, now_ms: int, sequence: int
+    ) -> Group:
+        """Take frames up to the bound (at least one, if any). `sequence`: the next one, for a group without batches."""
+        frames = self._take(pending, group_bytes_max)
+        group = Group(self.file, self.last_group + 1, self.end, frames)
+        self._lead_with_new_keys(keys, frames, sequence)
+        body = sum(frame.size for frame in frames)
+        first = frames[0].first_sequence if frames else sequence
+        batches = sum(len(frame.batches) for frame in frames)
+        header = GroupHeader(GROUP_MAGIC, 0, group.number, durable_through, first, len(frames), batches, now_ms, self.salt)
+        at = self.end + GROUP_HEADER_BYTES
+        buffers: list[bytes] = [b""]
+        for frame in frames:
+            at = self._lay_out(keys, frame, at, buffers)
+            group.entries += frame.entries
+            group.flush_view = group.flush_view or frame.flush_view
+        body = at - self.end - GROUP_HEADER_BYTES
+        buffers[0] = pack_group_header(header._replace(body_bytes=body))
+        group.buffers, group.end = buffers, at
+        return group
+
+    @staticmethod
+    def _take(pending: deque[PendingFrame], group_bytes_max: int) -> list[PendingFrame]:
+        taken: list[PendingFrame] = []
+        size = 0
+        while pending and (not taken or size + pending[0].size <= group_bytes_max):
+            frame = pending.popleft()
+            size += frame.size
+            taken.append(frame)
+        return taken
+
+    def _lead_with_new_keys(self, keys: LogKeys, frames: list[PendingFrame], sequence: int) -> None:
+        """A file carries every wrapped key that its batches use, ahead of the first of them."""
+        entries: list[Entry] = []
+        for frame in frames:
+            for batch in frame.batches:
+                place = (batch.partition.topic_id, batch.sealed.key_id)
+                if place not in self.keys:
+                    wrapped = keys.keyring.wrapped(*place)
+                    self.keys[place] = WrappedKey(*place, wrapped)
+                    entries.append(wrapped_key_entry(*place, wrapped))
+        if entries:
+            lead = PendingFrame(frames[0].first_sequence if frames else sequence, None)
+            lead.entries = entries
+            frames.insert(0, lead)
+
+    @staticmethod
+    def _lay_out(keys: LogKeys, frame: PendingFrame, at: int, buffers: list[bytes]) -> int:
+        directory = [
+            DirectoryEntry(
+                batch.partition.topic_id,
+                batch.partition.partition,
+                batch.stored.next_offset - batch.stored.base_offset - 1,
+                batch.stored.base_offset,
+                batch.sealed.size,
+            )
+            for batch in frame.batches
+        ]
+        clear = encode_entries(frame.entries) if frame.entries else b""
+        state_bytes = len(clear) + 12 + 16 if clear else 0
+        head = pack_frame_header(frame.first_sequence, directory, state_bytes)
+        buffers.append(head)
+        at += len(head)
+        for batch in frame.batches:
+            batch.position = at
+            buffers += batch.sealed.parts
+            at += batch.sealed.size
+        if clear:
+            tags = b"".join([batch.sealed.tag for batch in frame.batches])
+            buffers.append(keys.seal_state(clear, head + tags))
+            at += state_bytes
+        return at
+
+    def accept(self, group: Group) -> None:
+        self.end = group.end
+        self.last_group = group.number
+
+
+def pack_journal_header(number: int, cluster_id: bytes, now_ms: int, key_id: int, wrapped: bytes, salt: int) -> bytes:
+    header = FileHeader(JOURNAL_MAGIC, FORMAT_VERSION, FILE_HEADER_BYTES, number, cluster_id, now_ms, key_id, wrapped, salt)
+    return pack_file_header(header)

@@ -1,0 +1,360 @@
+"""Merging sealed files by partition, in the background and rate-limited (decision 0001, sections 6 to 8).
+
+Batches move unchanged, each opened and chained on the way. A partition with enough bytes gets a segment of its own, the rest go
+together into one. Order: temporary file, fsync, rename, fsync folder, state snapshot, manifest, and only then the old files go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from broker.log.files import LogFile
+from broker.log.footer import DamagedRange, PartitionSummary, Summary, WrappedKey, build_footer
+from broker.log.index import BatchIndex, Place
+from broker.log.layout import (
+    FILE_HEADER_BYTES,
+    FORMAT_VERSION,
+    SEGMENT_MAGIC,
+    WRAPPED_KEY_BYTES,
+    BatchHeader,
+    FileHeader,
+    pack_file_header,
+    parse_batch_header,
+)
+from broker.log.manifest import FileEntry, FileKind, FileState
+from broker.log.partition import Extent, PartitionLog
+from broker.log.reader import chain_broken
+from broker.log.recovery import key_hashes
+from broker.log.sealing import LogKeys, batch_tag
+from broker.log.store import SEGMENT_FOLDER, LogStore
+from broker.seams import File
+from security.errors import KeyProblem, KeyShredded, TamperedData
+
+CHUNK_BYTES = 1024 * 1024
+
+
+class _Source(NamedTuple):
+    """One partition's part in the merge: its extents in the input files, consecutive and in offset order."""
+
+    log: PartitionLog
+    extents: list[Extent]
+
+    @property
+    def size(self) -> int:
+        return sum(extent.summary.size for extent in self.extents)
+
+
+class _Output:
+    """One segment being written."""
+
+    def __init__(self, entry: FileEntry, file: File) -> None:
+        self.entry = entry
+        self.file = file
+        self.end = FILE_HEADER_BYTES
+        self.parts: list[tuple[PartitionSummary, BatchIndex, _Source]] = []
+        self.keys: dict[tuple[bytes, int], WrappedKey] = {}
+
+    @property
+    def temporary(self) -> str:
+        return f"{self.entry.path}.new"
+
+
+class _Chunk(NamedTuple):
+    """A run of batches of one extent to copy."""
+
+    extent: Extent
+    places: list[Place]
+
+
+class Merge:
+    """One merge of `inputs`. Construct on the owner thread, await `run`; a failure leaves everything as it was."""
+
+    def __init__(self, store: LogStore, inputs: Sequence[LogFile]) -> None:
+        self._store = store
+        self._inputs = list(inputs)
+        self._outputs: list[_Output] = []
+        self.bytes_moved = 0
+        self.batches_moved = 0
+        self.damage_found: list[DamagedRange] = []
+
+    async def write(self) -> None:
+        """All outputs, synced and in place, not yet listed."""
+        for sources in self._plan():
+            output = await self._open_output()
+            for source in sources:
+                await self._copy(output, source)
+            await self._close_output(output)
+
+    def _plan(self) -> list[list[_Source]]:
+        """Sources by output: one each for partitions with enough bytes, and one for the rest."""
+        sources = [
+            _Source(log, extents)
+            for log in self._store.partitions.values()
+            if (extents := [extent for extent in log.extents if extent.file in self._inputs])
+        ]
+        own = [[source] for source in sources if source.size >= self._store.options.merge_own_bytes]
+        rest = [source for source in sources if source.size < self._store.options.merge_own_bytes]
+        return [*own, rest] if rest else own
+
+    async def _open_output(self) -> _Output:
+        number = self._store.take_number()
+        entry = FileEntry(number, FileKind.SEGMENT, FileState.SEALED, 0, 0, 0, b"", b"")
+        salt = int.from_bytes(self._store.seams.random.bytes(8), "little")
+        header = pack_file_header(
+            FileHeader(
+                SEGMENT_MAGIC,
+                FORMAT_VERSION,
+                FILE_HEADER_BYTES,
+                number,
+                self._store.keys.cluster_id,
+                self._store.seams.clock.now_ms(),
+                0,
+                bytes(WRAPPED_KEY_BYTES),
+                salt,
+            )
+        )
+        file = await self._store.seams.executor.run("background", lambda: self._create(f"{entry.path}.new", header))
+        output = _Output(entry, file)
+        self._outputs.append(output)
+        return output
+
+    def _create(self, path: str, header: bytes) -> File:
+        """Blocking."""
+        file = self._store.seams.disk.open(path, create=True)
+        file.write_at(0, [header])
+        return file
+
+    async def _copy(self, output: _Output, source: _Source) -> None:
+        first, last = source.extents[0].summary, source.extents[-1].summary
+        summary = PartitionSummary(
+            first.topic_id,
+            first.partition,
+            max(extent.summary.generation for extent in source.extents),
+            first.first_offset,
+            last.next_offset,
+            0,
+            0,
+            0,
+            first.min_sequence,
+            last.max_sequence,
+            first.chain_in,
+            last.chain_out,
+            damage=[damage for extent in source.extents for damage in extent.summary.damage],
+        )
+        index = BatchIndex()
+        known: tuple[int, bytes] | None = None
+        for extent in source.extents:
+            for chunk in _chunks(extent, await self._store.index_of(extent)):
+                known = await self._copy_chunk(output, chunk, summary, index, known)
+        output.parts.append((summary, index, source))
+
+    async def _copy_chunk(
+        self, output: _Output, chunk: _Chunk, summary: PartitionSummary, index: BatchIndex, known: tuple[int, bytes] | None
+    ) -> tuple[int, bytes] | None:
+        job = _CopyJob(self._store.keys, chunk, output.file, output.end, known)
+        file = chunk.extent.file
+        file.hold()
+        try:
+            await self._store.seams.executor.run("background", job.run)
+        finally:
+            file.release()
+        summary.damage += job.damage
+        self.damage_found += job.damage
+        for row in job.rows:
+            index.add(*row)
+            summary.batches += 1
+            summary.size += row[3]
+            summary.max_timestamp_ms = max(summary.max_timestamp_ms, row[5])
+        for place in job.key_places:
+            output.keys.setdefault(place, WrappedKey(*place, self._store.keys.keyring.wrapped(*place)))
+        moved = job.end - output.end
+        output.end = job.end
+        self.bytes_moved += moved
+        self.batches_moved += len(job.rows)
+        await asyncio.sleep(moved / self._store.options.merge_bytes_per_s)
+        return job.known
+
+    async def _close_output(self, output: _Output) -> None:
+        lost = self._unattributed() if output is self._outputs[0] else []
+        summary = Summary(
+            1, output.entry.number, [], list(output.keys.values()), [file.number for file in self._inputs], lost, 0, 0
+        )
+        parts = [(part, index) for part, index, _ in output.parts]
+        buffers, tag, placed = build_footer(self._store.keys, output.entry.number, output.end, parts, summary)
+        await self._store.seams.executor.run("background", lambda: self._finish(output, buffers))
+        output.entry = msgspec.structs.replace(output.entry, data_end=output.end, summary_tag=tag)
+        for (part, _, _), done in zip(output.parts, placed, strict=True):
+            part.detail_position, part.detail_size = done.detail_position, done.detail_size
+
+    def _finish(self, output: _Output, footer: Sequence[bytes]) -> None:
+        """Blocking: the segment is whole and durable under its name before anybody lists it."""
+        disk = self._store.seams.disk
+        output.file.write_at(output.end, footer)
+        self._sync_segment(output.file)
+        disk.rename(output.temporary, output.entry.path)
+        disk.sync_folder(SEGMENT_FOLDER)
+
+    @staticmethod
+    def _sync_segment(file: File) -> None:
+        file.sync()
+
+    async def take_over(self, snapshot: int | None) -> None:
+        """List the outputs instead of the inputs, durably, then let the inputs go."""
+        store = self._store
+        for output in self._outputs:
+            file = store.attach(output.entry, output.file)
+            for part, _, source in output.parts:
+                self._swap(source, Extent(file, part, None))
+        for file in self._inputs:
+            del store.files[file.number]
+        old = store.manifest.snapshot
+        if snapshot is not None:
+            store.manifest = msgspec.structs.replace(store.manifest, snapshot=snapshot)
+        await store.save_manifest()
+        await store.drop_files(self._inputs)
+        if snapshot is not None and old is not None:
+            await store.drop_snapshot(old)
+
+    def _unattributed(self) -> list[DamagedRange]:
+        """Damage that no partition could be named for goes on with the first output."""
+        summaries = [self._store.summaries[file.number] for file in self._inputs if file.number in self._store.summaries]
+        return [damage for summary in summaries for damage in summary.unattributed]
+
+    @staticmethod
+    def _swap(source: _Source, merged: Extent) -> None:
+        """Damage that readers met while the merge ran is kept."""
+        for extent in source.extents:
+            merged.summary.damage += [d for d in extent.summary.damage if d not in merged.summary.damage]
+        at = source.log.extents.index(source.extents[0])
+        source.log.extents[at : at + len(source.extents)] = [merged]
+
+    def abandon(self) -> None:
+        """Blocking: close and remove what was written."""
+        for output in self._outputs:
+            output.file.close()
+            for path in (output.temporary, output.entry.path):
+                if self._store.seams.disk.exists(path):
+                    self._store.seams.disk.remove(path)
+
+
+class _CopyJob:
+    """Reads a chunk, checks every batch, writes the good ones. Runs on a lane; the results are read afterwards."""
+
+    def __init__(self, keys: LogKeys, chunk: _Chunk, target: File, end: int, known: tuple[int, bytes] | None) -> None:
+        self._keys = keys
+        self._chunk = chunk
+        self._target = target
+        self.end = end
+        self.known = known
+        self.rows: list[tuple[int, int, int, int, int, int, int, list[int] | None]] = []
+        self.damage: list[DamagedRange] = []
+        self.key_places: dict[tuple[bytes, int], None] = {}
+
+    def run(self) -> None:
+        """Blocking. KeyShredded when the topic was deleted meanwhile."""
+        start = self.end
+        pieces: list[bytes] = []
+        for place in self._chunk.places:
+            self._take(place, self._chunk.extent.file.file.read_at(place.position, place.size), pieces)
+        if pieces:
+            self._target.write_at(start, pieces)
+
+    def _take(self, place: Place, data: bytes, pieces: list[bytes]) -> None:
+        header = parse_batch_header(data)
+        if header is None or header.base_offset != place.base_offset or not self._opens(data, header):
+            # What is lost is named by the index: the batch itself can no longer be trusted to say.
+            self.known = None
+            self.damage.append(DamagedRange(place.base_offset, place.next_offset, "found damaged while merging"))
+            return
+        if self.rows and chain_broken(self.known, header):
+            last = self.rows.pop()
+            pieces.pop()
+            self.end -= last[3]
+            self.damage.append(DamagedRange(last[0], last[0] + last[1] + 1, "not the batch that its successor was chained to"))
+        self.rows.append(
+            (
+                header.base_offset,
+                header.last_offset_delta,
+                self.end,
+                header.sealed_bytes,
+                header.sequence,
+                header.max_timestamp_ms,
+                header.flags,
+                key_hashes(data, 0, header),
+            )
+        )
+        pieces.append(data)
+        self.end += len(data)
+        self.known = (header.next_offset, batch_tag(data, 0, header))
+        self.key_places[header.topic_id, header.key_id] = None
+
+    def _opens(self, data: bytes, header: BatchHeader) -> bool:
+        try:
+            self._keys.open_batch(data, 0, header)
+        except KeyShredded:
+            raise
+        except (TamperedData, KeyProblem):
+            return False
+        return header.sealed_bytes == len(data)
+
+
+def _chunks(extent: Extent, index: BatchIndex) -> list[_Chunk]:
+    chunks: list[_Chunk] = []
+    size = CHUNK_BYTES
+    for ordinal in range(len(index)):
+        place = index.place(ordinal)
+        if size >= CHUNK_BYTES:
+            chunks.append(_Chunk(extent, []))
+            size = 0
+        chunks[-1].places.append(place)
+        size += place.size
+    return chunks
+
+
+def choose(store: LogStore) -> list[LogFile]:
+    """Sealed files worth merging now: the longest run of the oldest shared ones in which every partition's extents are
+    consecutive (so that the merged extent has no hole). Empty when there are fewer than `merge_files_min`."""
+    shared = sorted(
+        (
+            file
+            for file in store.files.values()
+            if file.entry.state is not FileState.OPEN and file.entry.data_end <= store.options.merge_input_bytes_max
+        ),
+        key=lambda file: _age(store, file),
+    )
+    shared = [file for file in shared if not _is_own(store, file)]
+    for start in range(len(shared)):
+        run = _consecutive(store, shared[start:])
+        if len(run) >= store.options.merge_files_min:
+            return run
+    return []
+
+
+def _age(store: LogStore, file: LogFile) -> tuple[int, int]:
+    sequences = [extent.summary.min_sequence for extent in store.live_extents(file)]
+    return (min(sequences, default=0), file.number)
+
+
+def _is_own(store: LogStore, file: LogFile) -> bool:
+    """A segment of one partition that already has the size of its own."""
+    extents = store.live_extents(file)
+    whole = len(extents) == 1 and extents[0].summary.size >= store.options.merge_own_bytes
+    return file.entry.kind is FileKind.SEGMENT and whole
+
+
+def _consecutive(store: LogStore, files: list[LogFile]) -> list[LogFile]:
+    chosen: list[LogFile] = []
+    for file in files:
+        if not all(_unbroken(log, {*chosen, file}) for log in store.partitions.values()):
+            break
+        chosen.append(file)
+    return chosen
+
+
+def _unbroken(log: PartitionLog, files: set[LogFile]) -> bool:
+    places = [at for at, extent in enumerate(log.extents) if extent.file in files]
+    return not places or places[-1] - places[0] + 1 == len(places)

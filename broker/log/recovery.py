@@ -1,0 +1,387 @@
+"""Reading back a journal that was not sealed: what is kept, what is quarantined, what is cut (decision 0001, section 10).
+
+Every batch is opened and chained. Up to the newest durable-through, damage is quarantined and the rest kept; after it, the first
+byte that does not check ends the log. Sealed files whose footers are damaged are read the same way, with everything durable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from broker.log.footer import DamagedRange, PartitionSummary, WrappedKey
+from broker.log.index import BatchIndex
+from broker.log.layout import (
+    BATCH_HEADER_BYTES,
+    FILE_HEADER_BYTES,
+    FLAG_KEYS_COMPLETE,
+    GROUP_HEADER_BYTES,
+    NO_TAG,
+    TAG_BYTES,
+    BatchHeader,
+    parse_file_header,
+    salt_of_groups,
+)
+from broker.log.manifest import FileEntry
+from broker.log.scan import FoundBatch, FoundFrame, FoundGroup, Gap, batches, frames, groups
+from broker.log.sealing import LogKeys, batch_tag
+from broker.log.state import Entry, Kind, decode_entries, parse_wrapped_key
+from security.errors import KeyProblem, KeyShredded, TamperedData
+
+PartitionKey = tuple[bytes, int]
+
+
+class TailCut(msgspec.Struct, frozen=True, gc=False):
+    """Bytes after the last confirmed group that did not check and were dropped."""
+
+    path: str
+    position: int
+    size: int
+    reason: str
+
+
+class Chain:
+    """Where a partition stands while it is read: `tag` None accepts any predecessor (after damage), `next_offset` None any
+    first offset."""
+
+    __slots__ = ("base_offset", "next_offset", "tag")
+
+    def __init__(self, next_offset: int | None, tag: bytes | None, base_offset: int | None = None) -> None:
+        self.next_offset = next_offset
+        self.tag = tag
+        self.base_offset = base_offset
+
+
+class RecoveredPartition:
+    """One partition's batches of one file, as found."""
+
+    def __init__(self, summary: PartitionSummary) -> None:
+        self.summary = summary
+        self.index = BatchIndex()
+
+
+class RecoveredFile:
+    """What one file gave."""
+
+    def __init__(self, entry: FileEntry) -> None:
+        self.entry = entry
+        self.partitions: dict[PartitionKey, RecoveredPartition] = {}
+        self.keys: dict[tuple[bytes, int], WrappedKey] = {}
+        self.states: list[tuple[int, list[Entry]]] = []
+        self.unattributed: list[DamagedRange] = []
+        self.tail_cut: TailCut | None = None
+        self.first_group = 0
+        self.last_group = 0
+        self.data_end = FILE_HEADER_BYTES
+        self.groups = 0
+        self.shredded_batches = 0
+
+
+class Recovery:
+    """Reads files in order; chains and the expected sequence go on from one to the next."""
+
+    def __init__(
+        self,
+        keys: LogKeys,
+        chains: dict[PartitionKey, Chain],
+        next_sequence: int,
+        view_group: int,
+        last_group: int,
+        next_first_group: dict[int, int],
+        *,
+        whole: bool = True,
+    ) -> None:
+        """`last_group`: the newest one before these files. `next_first_group`: the first group found after each file, by file
+        number. `whole` False: one file out of its context is read, so a partition may begin anywhere in it and sequences may
+        jump."""
+        self.last_group = last_group
+        self._keys = keys
+        self._chains = chains
+        self._view_group = view_group
+        self._next_first_group = next_first_group
+        self._whole = whole
+        self.next_sequence = next_sequence
+
+    def read_journal(self, entry: FileEntry, data: bytes, durable_through: int, end: int) -> RecoveredFile:
+        """`end`: where the file's data ends; `durable_through`: groups up to this number are never cut."""
+        found = RecoveredFile(entry)
+        system_key_id, salt = self._adopt_system_key(entry, data)
+        walked = list(groups(data, FILE_HEADER_BYTES, end, salt))
+        if not walked or walked[0].position > FILE_HEADER_BYTES:
+            self._read_before(found, data, walked, durable_through, system_key_id, end)
+        for at, group in enumerate(walked):
+            if found.tail_cut is not None:
+                break
+            self._read_group(found, data, group, walked[at + 1 :][:1], durable_through, system_key_id, end)
+        if found.tail_cut is None and found.data_end < end:
+            self._cut(found, found.data_end, end, "no further group checks")
+        return found
+
+    def _adopt_system_key(self, entry: FileEntry, data: bytes) -> tuple[int, int]:
+        header = parse_file_header(data[:FILE_HEADER_BYTES])
+        self._keys.keyring.adopt(bytes(16), entry.system_key_id, entry.wrapped_system_key)
+        if header is not None:
+            return entry.system_key_id, header.salt
+        # The manifest repeats all but the salt; the first group header that checks under its own salt gives that back.
+        return entry.system_key_id, salt_of_groups(data)
+
+    def _read_before(
+        self, found: RecoveredFile, data: bytes, walked: list[FoundGroup], durable_through: int, key_id: int, end: int
+    ) -> None:
+        """Bytes before the first group header that checks: the first group's header is damaged, or the file is empty."""
+        region_end = walked[0].position if walked else end
+        if region_end <= FILE_HEADER_BYTES:
+            return
+        if self._last_confirmed_here(found.entry, durable_through) <= self.last_group:
+            self._cut(found, FILE_HEADER_BYTES, end, "the first group does not check")
+            return
+        found.first_group = self.last_group + 1
+        last = walked[0].header.number - 1 if walked else self._last_confirmed_here(found.entry, durable_through)
+        found.last_group = self.last_group = max(last, found.first_group)
+        self._read_region(found, data, FILE_HEADER_BYTES, region_end, found.first_group, True, key_id)
+        found.data_end = region_end
+
+    def _read_group(
+        self,
+        found: RecoveredFile,
+        data: bytes,
+        group: FoundGroup,
+        following: list[FoundGroup],
+        durable_through: int,
+        key_id: int,
+        end: int,
+    ) -> None:
+        number = group.header.number
+        body_at = group.position + GROUP_HEADER_BYTES
+        body_end = body_at + group.header.body_bytes
+        confirmed = number <= durable_through
+        if confirmed and following:
+            body_end = following[0].position
+        elif confirmed and number < self._last_confirmed_here(found.entry, durable_through):
+            body_end = end
+        elif body_end > end:
+            if not confirmed:
+                self._cut(found, group.position, end, "the last group is not whole")
+                return
+            body_end = end
+        found.first_group = found.first_group or number
+        found.last_group = self.last_group = max(number, self.last_group)
+        found.groups += 1
+        if not self._read_region(found, data, body_at, body_end, number, confirmed, key_id):
+            self._cut(found, found.data_end, end, "the last group does not check")
+            return
+        found.data_end = body_end
+
+    def _last_confirmed_here(self, entry: FileEntry, durable_through: int) -> int:
+        """The newest confirmed group that belongs into this file, whether or not its header checks."""
+        following = self._next_first_group.get(entry.number)
+        return durable_through if following is None else min(durable_through, following - 1)
+
+    def _read_region(
+        self, found: RecoveredFile, data: bytes, start: int, end: int, group: int, confirmed: bool, key_id: int
+    ) -> bool:
+        """Frames in a region. False when unconfirmed bytes do not check; `data_end` is then before the first of them."""
+        if not confirmed:
+            found.data_end = start - GROUP_HEADER_BYTES
+        for piece in frames(data, start, end):
+            if isinstance(piece, Gap):
+                if not confirmed:
+                    return False
+                self._read_gap(found, data, piece)
+            elif not self._read_frame(found, data, piece, group, confirmed, key_id):
+                return False
+            if not confirmed:
+                found.data_end = piece.end
+        return True
+
+    def _read_gap(self, found: RecoveredFile, data: bytes, gap: Gap) -> None:
+        for batch in gap.batches:
+            self._take(found, data, batch)
+
+    def _read_frame(self, found: RecoveredFile, data: bytes, frame: FoundFrame, group: int, confirmed: bool, key_id: int) -> bool:
+        entries = self._open_state(data, frame, key_id) if frame.state_bytes else []
+        if entries is None:
+            if not confirmed:
+                return False
+            if group > self._view_group:
+                lost = DamagedRange(frame.first_sequence, frame.first_sequence, "state entries of a frame do not authenticate")
+                found.unattributed.append(lost)
+            entries = []
+        self._adopt_keys(found, entries)
+        if not confirmed and not self._all_open(data, frame.batches):
+            return False
+        found.states.append((group, entries))
+        self._note_sequence(found, frame.first_sequence)
+        for batch in frame.batches:
+            self._take(found, data, batch)
+        self.next_sequence = max(self.next_sequence, frame.first_sequence + len(frame.batches))
+        return True
+
+    def _open_state(self, data: bytes, frame: FoundFrame, key_id: int) -> list[Entry] | None:
+        ends = [batch.position + batch.entry.sealed_bytes for batch in frame.batches if batch.entry is not None]
+        tags = b"".join([data[end - TAG_BYTES : end] for end in ends])
+        block = data[frame.state_position : frame.state_position + frame.state_bytes]
+        try:
+            return decode_entries(self._keys.open_state(key_id, block, frame.associated + tags))
+        except (TamperedData, KeyProblem):
+            return None
+
+    def _adopt_keys(self, found: RecoveredFile, entries: Iterable[Entry]) -> None:
+        for entry in entries:
+            if entry.kind == Kind.WRAPPED_KEY and entry.value is not None:
+                topic_id, key_id, wrapped = parse_wrapped_key(entry)
+                self._keys.keyring.adopt(topic_id, key_id, wrapped)
+                found.keys[topic_id, key_id] = WrappedKey(topic_id, key_id, wrapped)
+
+    def _all_open(self, data: bytes, found: list[FoundBatch]) -> bool:
+        return all(b.header is not None and self._problem(data, b.position, b.header) in (None, "shredded") for b in found)
+
+    def _problem(self, data: bytes, position: int, header: BatchHeader) -> str | None:
+        """Why a batch cannot be served; None when it opens."""
+        try:
+            self._keys.open_batch(data, position, header)
+        except TamperedData:
+            return "does not authenticate"
+        except KeyShredded:
+            return "shredded"
+        except KeyProblem:
+            return "its key is unknown"
+        return None
+
+    def _note_sequence(self, found: RecoveredFile, sequence: int) -> None:
+        """Sequences have no holes: a jump means batches that nothing names any more."""
+        if sequence > self.next_sequence and self._whole:
+            found.unattributed.append(DamagedRange(self.next_sequence, sequence, "batches lost with their frame"))
+        self.next_sequence = max(self.next_sequence, sequence)
+
+    def _take(self, found: RecoveredFile, data: bytes, batch: FoundBatch) -> None:
+        named = batch.header or batch.entry
+        if named is None:
+            return
+        chain = self._chains.setdefault((named.topic_id, named.partition), self._new_chain())
+        problem = "its header is damaged" if batch.header is None else self._problem(data, batch.position, batch.header)
+        if problem == "shredded":
+            found.shredded_batches += 1
+            return
+        if chain.next_offset is None:
+            chain.next_offset = named.base_offset
+        next_offset = named.base_offset + named.last_offset_delta + 1
+        if problem is not None or batch.header is None:
+            if next_offset > chain.next_offset:
+                self._damaged(found, named.topic_id, named.partition, chain, next_offset, problem or "damaged")
+            return
+        self._chain_on(found, data, batch.position, batch.header, chain)
+
+    def _new_chain(self) -> Chain:
+        return Chain(0, NO_TAG) if self._whole else Chain(None, None)
+
+    def _chain_on(self, found: RecoveredFile, data: bytes, position: int, header: BatchHeader, chain: Chain) -> None:
+        assert chain.next_offset is not None
+        if header.base_offset < chain.next_offset:
+            stale = DamagedRange(header.sequence, header.sequence + 1, "a batch for offsets that are taken already")
+            found.unattributed.append(stale)
+            return
+        if header.base_offset > chain.next_offset:
+            self._damaged(found, header.topic_id, header.partition, chain, header.base_offset, "missing")
+        elif self.chain_broken(chain.tag, header):
+            start = chain.base_offset if chain.base_offset is not None else max(0, header.base_offset - 1)
+            part = self._partition(found, header.topic_id, header.partition, chain, header)
+            reason = "not the batch that its successor was chained to"
+            part.summary.damage.append(DamagedRange(start, header.base_offset, reason))
+        self._keep(found, data, position, header, chain)
+
+    @staticmethod
+    def chain_broken(tag: bytes | None, header: BatchHeader) -> bool:
+        return tag is not None and header.previous_tag != tag
+
+    def _damaged(self, found: RecoveredFile, topic_id: bytes, partition: int, chain: Chain, end: int, reason: str) -> None:
+        assert chain.next_offset is not None
+        part = self._partition(found, topic_id, partition, chain, None)
+        part.summary.damage.append(DamagedRange(chain.next_offset, end, reason))
+        part.summary.next_offset = max(part.summary.next_offset, end)
+        chain.next_offset, chain.tag, chain.base_offset = end, None, None
+
+    def _partition(
+        self, found: RecoveredFile, topic_id: bytes, partition: int, chain: Chain, header: BatchHeader | None
+    ) -> RecoveredPartition:
+        part = found.partitions.get((topic_id, partition))
+        if part is None:
+            tag = header.previous_tag if header is not None else chain.tag or NO_TAG
+            low = self.next_sequence if header is None else header.sequence
+            start = chain.next_offset or 0
+            summary = PartitionSummary(topic_id, partition, 0, start, start, 0, 0, 0, low, low, tag, tag)
+            part = found.partitions[topic_id, partition] = RecoveredPartition(summary)
+        return part
+
+    def _keep(self, found: RecoveredFile, data: bytes, position: int, header: BatchHeader, chain: Chain) -> None:
+        part = self._partition(found, header.topic_id, header.partition, chain, header)
+        hashes = key_hashes(data, position, header)
+        tag = batch_tag(data, position, header)
+        part.index.add(
+            header.base_offset,
+            header.last_offset_delta,
+            position,
+            header.sealed_bytes,
+            header.sequence,
+            header.max_timestamp_ms,
+            header.flags,
+            hashes,
+        )
+        summary = part.summary
+        summary.next_offset = header.next_offset
+        summary.batches += 1
+        summary.size += header.sealed_bytes
+        summary.max_timestamp_ms = max(summary.max_timestamp_ms, header.max_timestamp_ms)
+        summary.max_sequence = header.sequence
+        summary.chain_out = tag
+        chain.next_offset, chain.tag, chain.base_offset = header.next_offset, tag, header.base_offset
+        self._note_key(found, header)
+        self.next_sequence = max(self.next_sequence, header.sequence + 1)
+
+    def _note_key(self, found: RecoveredFile, header: BatchHeader) -> None:
+        if (header.topic_id, header.key_id) not in found.keys:
+            wrapped = self._keys.keyring.wrapped(header.topic_id, header.key_id)
+            found.keys[header.topic_id, header.key_id] = WrappedKey(header.topic_id, header.key_id, wrapped)
+
+    @staticmethod
+    def _cut(found: RecoveredFile, position: int, end: int, reason: str) -> None:
+        found.data_end = position
+        found.tail_cut = TailCut(found.entry.path, position, end - position, reason)
+
+    def read_segment(self, entry: FileEntry, data: bytes, end: int) -> RecoveredFile:
+        """A merged segment whose footer is damaged: its batches by their own headers, partition by partition."""
+        found = RecoveredFile(entry)
+        found.data_end = end
+        opened: list[FoundBatch] = sorted(
+            batches(data, FILE_HEADER_BYTES, end), key=lambda b: b.header.base_offset if b.header else 0
+        )
+        for batch in opened:
+            self._take(found, data, batch)
+        return found
+
+
+def key_hashes(data: bytes, position: int, header: BatchHeader) -> list[int] | None:
+    """The hashes a sealed batch carries; None when its keys were not looked at."""
+    if not header.flags & FLAG_KEYS_COMPLETE:
+        return None
+    at = position + BATCH_HEADER_BYTES
+    return list(memoryview(data)[at : at + 8 * header.key_hashes].cast("Q"))
+
+
+def newest_durable_through(files: Iterable[tuple[FileEntry, bytes, int]]) -> int:
+    """D: the newest group that any group header says was synced."""
+    newest = 0
+    for _entry, data, end in files:
+        header = parse_file_header(data[:FILE_HEADER_BYTES])
+        salt = header.salt if header is not None else salt_of_groups(data)
+        for group in groups(data, FILE_HEADER_BYTES, end, salt):
+            newest = max(newest, group.header.durable_through)
+    return newest
+
+
+def first_group(data: bytes, end: int) -> int | None:
+    """Number of the first group whose header checks."""
+    header = parse_file_header(data[:FILE_HEADER_BYTES])
+    salt = header.salt if header is not None else salt_of_groups(data)
+    return next((group.header.number for group in groups(data, FILE_HEADER_BYTES, end, salt)), None)

@@ -1,0 +1,334 @@
+"""Opening a data folder: keys, manifest, view, sealed files, recovery of journals, and what is reported of it (decision 0001,
+section 10)."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import msgspec
+
+from broker.errors import StorageDamaged
+from broker.log.files import LogFile
+from broker.log.footer import DamagedRange, read_summary
+from broker.log.layout import FILE_HEADER_BYTES, NO_TAG
+from broker.log.manifest import FileEntry, FileKind, FileState, Manifest, newest_manifest
+from broker.log.partition import Extent
+from broker.log.recovery import (
+    Chain,
+    PartitionKey,
+    RecoveredFile,
+    Recovery,
+    TailCut,
+    first_group,
+    newest_durable_through,
+)
+from broker.log.sealing import LogKeys
+from broker.log.state import Entry, StateTable, StateView, open_snapshot, wrapped_key_entry
+from broker.log.store import JOURNAL_FOLDER, SEGMENT_FOLDER, STATE_FOLDER, VIEW_FOLDER, LogStore, snapshot_path
+from broker.seams import Seams
+from security.crypto.keyring import Keyring
+from security.crypto.keystore import KeyStore
+from security.errors import TamperedData
+
+EVERYTHING = 1 << 62
+
+
+class RecoveryReport(msgspec.Struct, gc=False):
+    """What the last start found. `damaged_files`: small files or footers of which a damaged copy was stepped over."""
+
+    journals: int = 0
+    groups: int = 0
+    tail_cuts: list[TailCut] = []
+    damaged_files: list[str] = []
+    orphans: list[str] = []
+    view_rebuilt: str | None = None
+    view_ahead: bool = False
+    shredded_batches: int = 0
+
+
+class Opened(msgspec.Struct, gc=False):
+    """The result of a start, before the first new journal file."""
+
+    view: StateView
+    table: StateTable
+    recovered: list[RecoveredFile]
+    last_group: int
+    next_sequence: int
+    report: RecoveryReport
+
+
+class Startup:
+    """Blocking from end to end: runs on a lane while nobody else touches the store."""
+
+    def __init__(self, seams: Seams, store: LogStore, keystore: KeyStore) -> None:
+        self._seams = seams
+        self._store = store
+        self._keystore = keystore
+        self._report = RecoveryReport()
+
+    def run(self) -> Opened:
+        disk = self._seams.disk
+        for folder in (JOURNAL_FOLDER, SEGMENT_FOLDER, STATE_FOLDER):
+            disk.make_folder(folder)
+        disk.sync_folder("")
+        self._new_keys()
+        self._load_manifest()
+        self._remove_orphans()
+        view, group, entries = self._open_view()
+        try:
+            return self._open_files(view, group, entries)
+        except TamperedData as problem:
+            # A wrapped key of the view differs from the one in a file: the files are authenticated, so the view is wrong.
+            view.close()
+            self._forget_opened()
+            self._new_keys()
+            view, group, entries = self._rebuild_view(f"it contradicts the files ({problem})")
+            return self._open_files(view, group, entries)
+
+    def _forget_opened(self) -> None:
+        self._store.close()
+        self._store.files.clear()
+        self._store.partitions.clear()
+        self._store.summaries.clear()
+
+    def _new_keys(self) -> None:
+        keyring = Keyring(self._keystore, self._seams.random.bytes)
+        self._store.keys = LogKeys(keyring, self._keystore.cluster_id, self._seams.random)
+
+    def _load_manifest(self) -> None:
+        manifest, damaged = newest_manifest(self._store.keys, self._store.manifest_copies())
+        self._report.damaged_files += damaged
+        if manifest is None:
+            left = [name for folder in (JOURNAL_FOLDER, SEGMENT_FOLDER) for name in self._seams.disk.list(folder)]
+            if left:
+                raise StorageDamaged("manifest.a and manifest.b", f"both are gone, yet {len(left)} log files are there")
+            manifest = Manifest(1, 0, 1, [])
+        self._store.manifest = manifest
+
+    def _remove_orphans(self) -> None:
+        """What the manifest does not list was never part of the log, or no longer is."""
+        listed = {entry.path for entry in self._store.manifest.files}
+        if self._store.manifest.snapshot is not None:
+            listed.add(snapshot_path(self._store.manifest.snapshot))
+        for folder in (JOURNAL_FOLDER, SEGMENT_FOLDER, STATE_FOLDER):
+            for name in self._seams.disk.list(folder):
+                if f"{folder}/{name}" not in listed:
+                    self._seams.disk.remove(f"{folder}/{name}")
+                    self._report.orphans.append(f"{folder}/{name}")
+
+    # -- view -------------------------------------------------------------------------------------------------------------
+
+    def _open_view(self) -> tuple[StateView, int, list[Entry]]:
+        view: StateView | None = None
+        try:
+            view = StateView(self._seams.stores.open(VIEW_FOLDER), self._store.keys)
+            group, entries = view.load()
+        except (StorageDamaged, TamperedData) as problem:
+            if view is not None:
+                view.close()
+            self._new_keys()
+            return self._rebuild_view(str(problem))
+        snapshot = self._store.manifest.snapshot
+        if snapshot is not None and group < self._snapshot_group(snapshot):
+            view.close()
+            self._new_keys()
+            return self._rebuild_view("it is older than the snapshot that replaced removed journals")
+        return view, group, entries
+
+    def _snapshot_group(self, number: int) -> int:
+        found = self._read_snapshot(number)
+        return 0 if found is None else found[0]
+
+    def _read_snapshot(self, number: int) -> tuple[int, list[Entry]] | None:
+        path = snapshot_path(number)
+        try:
+            file = self._seams.disk.open(path)
+            try:
+                data = file.read_at(0, file.size())
+            finally:
+                file.close()
+            snapshot = open_snapshot(self._store.keys, path, data)
+        except (TamperedData, FileNotFoundError):
+            if path not in self._report.damaged_files:
+                self._report.damaged_files.append(path)
+            return None
+        return snapshot.group, snapshot.entries
+
+    def _rebuild_view(self, reason: str) -> tuple[StateView, int, list[Entry]]:
+        self._report.view_rebuilt = reason
+        group, entries = 0, list[Entry]()
+        if self._store.manifest.snapshot is not None:
+            found = self._read_snapshot(self._store.manifest.snapshot)
+            if found is None:
+                raise StorageDamaged(VIEW_FOLDER, f"{reason}; and its snapshot is damaged too: state cannot be restored")
+            group, entries = found
+        self._seams.stores.destroy(VIEW_FOLDER)
+        view = StateView(self._seams.stores.open(VIEW_FOLDER), self._store.keys)
+        table = StateTable()
+        table.apply(entries)
+        table.adopt_keys(self._store.keys)
+        return view, group, entries
+
+    # -- files ------------------------------------------------------------------------------------------------------------
+
+    def _open_files(self, view: StateView, view_group: int, entries: list[Entry]) -> Opened:
+        table = StateTable()
+        table.apply(entries)
+        table.adopt_keys(self._store.keys)
+        unsealed: list[FileEntry] = []
+        footless: list[FileEntry] = []
+        sealed_last_group = 0
+        for entry in self._store.manifest.files:
+            log_file = self._store.attach(entry, self._seams.disk.open(entry.path))
+            if entry.state is not FileState.SEALED:
+                unsealed.append(entry)
+            elif not self._take_summary(log_file):
+                footless.append(entry)
+            else:
+                sealed_last_group = max(sealed_last_group, self._store.summaries[entry.number].last_group)
+        for entry in footless:
+            sealed_last_group = max(sealed_last_group, self._read_without_footer(entry))
+        chains = self._join_extents()
+        seen = [extent.summary.max_sequence for log in self._store.partitions.values() for extent in log.extents]
+        next_sequence = max([self._store.manifest.next_sequence, *(sequence + 1 for sequence in seen)])
+        recovered, last_group, next_sequence, ahead = self._recover(
+            unsealed, chains, next_sequence, view_group, sealed_last_group
+        )
+        if ahead:
+            view, view_group, entries = self._view_was_ahead(view)
+            table = StateTable()
+            table.apply(entries)
+        self._replay(view, table, view_group, recovered)
+        self._report.journals = len(unsealed)
+        return Opened(view, table, recovered, last_group, next_sequence, self._report)
+
+    def _take_summary(self, file: LogFile) -> bool:
+        try:
+            summary, _ = read_summary(self._store.keys, file.file, file.path, file.number, file.entry.summary_tag)
+        except TamperedData:
+            self._report.damaged_files.append(file.path)
+            return False
+        self._store.summaries[file.number] = summary
+        self._store.unattributed += summary.unattributed
+        for key in summary.keys:
+            self._store.keys.keyring.adopt(key.topic_id, key.key_id, key.wrapped)
+        for part in summary.partitions:
+            self._store.add_extent(file, part, None)
+        return True
+
+    def _read_without_footer(self, entry: FileEntry) -> int:
+        """A sealed file whose footer is damaged: its own bytes say it all once more."""
+        file = self._store.files[entry.number]
+        recovery = Recovery(self._store.keys, {}, 0, EVERYTHING, entry.first_group - 1, {}, whole=False)
+        data = file.file.read_at(0, entry.data_end)
+        if entry.kind is FileKind.JOURNAL:
+            found = recovery.read_journal(entry, data, EVERYTHING, entry.data_end)
+        else:
+            found = recovery.read_segment(entry, data, entry.data_end)
+        self._add_recovered(file, found)
+        file.entry = msgspec.structs.replace(entry, state=FileState.CLOSED, summary_tag=b"")
+        self._store.footers_repaired += 1
+        self._store.repaired_last_group[entry.number] = found.last_group
+        return found.last_group
+
+    def _add_recovered(self, file: LogFile, found: RecoveredFile) -> None:
+        self._store.unattributed += found.unattributed
+        self._report.groups += found.groups
+        self._report.shredded_batches += found.shredded_batches
+        for part in found.partitions.values():
+            self._store.add_extent(file, part.summary, part.index)
+
+    def _join_extents(self) -> dict[PartitionKey, Chain]:
+        """Put each partition's extents in order and check that they meet; what is missing between them is damage."""
+        chains: dict[PartitionKey, Chain] = {}
+        for place, log in self._store.partitions.items():
+            log.extents.sort(key=lambda extent: extent.summary.first_offset)
+            offset, tag = 0, NO_TAG
+            for extent in log.extents:
+                part = extent.summary
+                if part.first_offset > offset:
+                    part.damage.append(DamagedRange(offset, part.first_offset, "missing between two files"))
+                elif part.chain_in != tag and not self._damaged_near(log.extents, offset):
+                    part.damage.append(DamagedRange(max(0, offset - 1), offset, "not what its successor was chained to"))
+                offset, tag = part.next_offset, part.chain_out
+            ends_damaged = self._damaged_near(log.extents, offset)
+            chains[place] = Chain(offset, None if ends_damaged else tag)
+        return chains
+
+    @staticmethod
+    def _damaged_near(extents: list[Extent], offset: int) -> bool:
+        return any(d.start <= offset <= d.end for extent in extents for d in extent.summary.damage)
+
+    # -- journals ---------------------------------------------------------------------------------------------------------
+
+    def _recover(
+        self,
+        unsealed: list[FileEntry],
+        chains: dict[PartitionKey, Chain],
+        next_sequence: int,
+        view_group: int,
+        sealed_last_group: int,
+    ) -> tuple[list[RecoveredFile], int, int, bool]:
+        loaded = [(entry, *self._load(entry)) for entry in unsealed]
+        durable = max(newest_durable_through(loaded), sealed_last_group, view_group)
+        firsts = {entry.number: first_group(data, end) for entry, data, end in loaded}
+        next_first = {
+            entry.number: first
+            for (entry, _, _), (following, _, _) in pairwise(loaded)
+            if (first := firsts[following.number]) is not None
+        }
+        recovery = Recovery(self._store.keys, chains, next_sequence, view_group, sealed_last_group, next_first)
+        recovered: list[RecoveredFile] = []
+        last_group = sealed_last_group
+        cut = False
+        for entry, data, end in loaded:
+            if cut and firsts[entry.number] not in (None, recovery.last_group + 1):
+                # Written after bytes that were lost (only without fsync): nothing behind a cut is confirmed.
+                found = RecoveredFile(entry)
+                found.tail_cut = TailCut(entry.path, FILE_HEADER_BYTES, end - FILE_HEADER_BYTES, "follows a cut")
+            else:
+                closed = entry.state is FileState.CLOSED
+                found = recovery.read_journal(entry, data, EVERYTHING if closed else durable, end)
+            cut = cut or found.tail_cut is not None
+            if found.tail_cut is not None:
+                self._report.tail_cuts.append(found.tail_cut)
+            last_group = max(last_group, found.last_group, entry.first_group - 1)
+            self._add_recovered(self._store.files[entry.number], found)
+            recovered.append(found)
+        return recovered, last_group, recovery.next_sequence, view_group > last_group
+
+    def _load(self, entry: FileEntry) -> tuple[bytes, int]:
+        file = self._store.files[entry.number].file
+        end = file.size() if entry.state is FileState.OPEN else entry.data_end
+        data = file.read_at(0, end)
+        return data, len(data)
+
+    def _view_was_ahead(self, view: StateView) -> tuple[StateView, int, list[Entry]]:
+        """It reflects a group that the journal no longer has: only damage to the newest group can do that."""
+        self._report.view_ahead = True
+        view.close()
+        return self._rebuild_view("it reflects groups that the journal has lost")
+
+    def _replay(self, view: StateView, table: StateTable, view_group: int, recovered: list[RecoveredFile]) -> None:
+        """Bring the view up to the journal, and make it durable before anything is built on it."""
+        rebuilt = self._report.view_rebuilt is not None
+        newest = view_group
+        later: list[Entry] = []
+        for found in recovered:
+            for group, entries in found.states:
+                if group > view_group:
+                    table.apply(entries)
+                    later += entries
+                    newest = max(newest, group)
+        if rebuilt:
+            later = table.entries()
+        if later or newest > view_group:
+            table.adopt_keys(self._store.keys)
+            self._write_view(view, newest, later)
+
+    def _write_view(self, view: StateView, group: int, entries: list[Entry]) -> None:
+        """Values sealed here need their epoch in the same view: it is written with them."""
+        epoch = self._store.keys.system_epoch()
+        own = wrapped_key_entry(epoch.topic_id, epoch.key_id, epoch.wrapped)
+        view.write(view.stage(group, [own, *entries]))
+        view.flush()

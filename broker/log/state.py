@@ -1,0 +1,173 @@
+"""Keyed state that changes with data: entries in the journal's frames, their view in the keyed store, snapshots (decision 0001,
+sections 5 and 9).
+
+The journal is the truth. The view follows it, group by group and never ahead of what is synced.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Sequence
+from enum import IntEnum
+
+import msgspec
+
+from broker.errors import StorageDamaged
+from broker.log.manifest import open_small_file, seal_small_file
+from broker.log.sealing import SNAPSHOT_PURPOSE, LogKeys
+from broker.seams import KeyedStore
+from security.crypto.keystore import SYSTEM_TOPIC_ID
+from security.errors import KeyProblem, TamperedData
+
+SNAPSHOT_MAGIC = b"SPZ1"
+POSITION_KEY = b"\x00"
+_GROUP = struct.Struct("<Q")
+_KEY_ID = struct.Struct("<I")
+_PARTITION = struct.Struct("<I")
+
+
+class Kind(IntEnum):
+    """What an entry is about. Numbers are the format; 10 to 17 are reserved by decision 0001."""
+
+    TOPIC = 1
+    WRAPPED_KEY = 2
+    LOG_START = 3
+    SHREDDING = 4
+
+
+class Entry(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """One change: `value` None deletes."""
+
+    kind: int
+    key: bytes
+    value: bytes | None
+
+
+class TopicState(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """Value of a topic's entry."""
+
+    version: int
+    name: str
+    partitions: int
+    configs: dict[str, str]
+    created_at_ms: int
+
+
+class Snapshot(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    version: int
+    group: int
+    entries: list[Entry]
+
+
+def wrapped_key_entry(topic_id: bytes, key_id: int, wrapped: bytes) -> Entry:
+    return Entry(Kind.WRAPPED_KEY, topic_id + _KEY_ID.pack(key_id), wrapped)
+
+
+def parse_wrapped_key(entry: Entry) -> tuple[bytes, int, bytes]:
+    assert entry.value is not None
+    return entry.key[:16], _KEY_ID.unpack(entry.key[16:])[0], entry.value
+
+
+def encode_entries(entries: Sequence[Entry]) -> bytes:
+    return msgspec.msgpack.encode(entries)
+
+
+def decode_entries(clear: bytes) -> list[Entry]:
+    return msgspec.msgpack.decode(clear, type=list[Entry])
+
+
+StagedWrite = tuple[list[tuple[bytes, bytes]], list[bytes]]
+"""Puts and deletes of one write of the view, values sealed."""
+
+
+class StateView:
+    """The entries in a keyed store. `stage` runs on the owner thread (it seals), `write` and `flush` on the commit lane."""
+
+    def __init__(self, store: KeyedStore, keys: LogKeys) -> None:
+        self._store = store
+        self._keys = keys
+
+    def stage(self, group: int, entries: Iterable[Entry]) -> StagedWrite:
+        """Puts and deletes of one group; the newest entry of a key wins."""
+        puts: dict[bytes, bytes] = {}
+        deletes: dict[bytes, None] = {}
+        for entry in entries:
+            key = bytes((entry.kind,)) + entry.key
+            if entry.value is None:
+                puts.pop(key, None)
+                deletes[key] = None
+                continue
+            deletes.pop(key, None)
+            # A wrapped key is sealed by nature and must open before the system epoch that would seal it again.
+            puts[key] = entry.value if entry.kind == Kind.WRAPPED_KEY else self._keys.seal_value(key, entry.value)
+        puts[POSITION_KEY] = self._keys.seal_value(POSITION_KEY, _GROUP.pack(group))
+        return list(puts.items()), list(deletes)
+
+    def write(self, staged: StagedWrite) -> None:
+        self._store.write(*staged)
+
+    def flush(self) -> None:
+        self._store.flush()
+
+    def close(self) -> None:
+        self._store.close()
+
+    def load(self) -> tuple[int, list[Entry]]:
+        """The newest group reflected (0: none) and all entries. StorageDamaged when anything does not authenticate."""
+        prefix = bytes((Kind.WRAPPED_KEY,))
+        keys = [Entry(Kind.WRAPPED_KEY, key[1:], value) for key, value in self._store.items(prefix)]
+        for entry in keys:
+            self._keys.keyring.adopt(*parse_wrapped_key(entry))
+        try:
+            position = self._store.get(POSITION_KEY)
+            group = 0 if position is None else _GROUP.unpack(self._keys.open_value(POSITION_KEY, position))[0]
+            return group, keys + [
+                Entry(key[0], key[1:], self._keys.open_value(key, value))
+                for key, value in self._store.items(b"")
+                if key != POSITION_KEY and key[0] != Kind.WRAPPED_KEY
+            ]
+        except (TamperedData, KeyProblem) as problem:
+            raise StorageDamaged("view", f"an entry does not open ({problem})") from problem
+
+
+def seal_snapshot(keys: LogKeys, group: int, entries: list[Entry]) -> bytes:
+    return seal_small_file(keys, SNAPSHOT_MAGIC, SNAPSHOT_PURPOSE, group, msgspec.msgpack.encode(Snapshot(1, group, entries)))
+
+
+def open_snapshot(keys: LogKeys, path: str, data: bytes) -> Snapshot:
+    return msgspec.msgpack.decode(open_small_file(keys, SNAPSHOT_MAGIC, SNAPSHOT_PURPOSE, path, data), type=Snapshot)
+
+
+class StateTable:
+    """All entries in memory, as visible: what snapshots are written from and a rebuilt view is filled with."""
+
+    def __init__(self) -> None:
+        self._entries: dict[tuple[int, bytes], bytes] = {}
+
+    def apply(self, entries: Iterable[Entry]) -> None:
+        for entry in entries:
+            if entry.value is None:
+                self._entries.pop((entry.kind, entry.key), None)
+            else:
+                self._entries[entry.kind, entry.key] = entry.value
+
+    def entries(self, kind: int | None = None) -> list[Entry]:
+        return [Entry(k, key, value) for (k, key), value in self._entries.items() if kind is None or k == kind]
+
+    def get(self, kind: int, key: bytes) -> bytes | None:
+        return self._entries.get((kind, key))
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def adopt_keys(self, keys: LogKeys) -> None:
+        for entry in self.entries(Kind.WRAPPED_KEY):
+            keys.keyring.adopt(*parse_wrapped_key(entry))
+
+
+def log_start_key(topic_id: bytes, partition: int) -> bytes:
+    return topic_id + _PARTITION.pack(partition)
+
+
+def is_system(topic_id: bytes) -> bool:
+    return topic_id == SYSTEM_TOPIC_ID

@@ -1,0 +1,252 @@
+"""The log's files and partitions: what is on disk, opened, sealed in place, and looked up.
+
+Owner thread, except where a method says that it blocks; those run on an executor's lane and touch files only.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from broker.log.files import LogFile
+from broker.log.footer import DamagedRange, PartitionSummary, Summary, WrappedKey, build_footer, read_detail
+from broker.log.index import BatchIndex
+from broker.log.journal import ActiveJournal, pack_journal_header
+from broker.log.layout import FILE_HEADER_BYTES
+from broker.log.manifest import FileEntry, FileKind, FileState, Manifest, seal_manifest
+from broker.log.options import LogOptions
+from broker.log.partition import Extent, PartitionLog
+from broker.log.recovery import PartitionKey, key_hashes
+from broker.log.scan import batches
+from broker.log.sealing import LogKeys
+from broker.log.state import Entry, seal_snapshot
+from broker.log.two_copies import TwoCopyFile
+from broker.seams import File, Seams
+from security.errors import TamperedData
+
+JOURNAL_FOLDER, SEGMENT_FOLDER, STATE_FOLDER, VIEW_FOLDER = "journal", "segments", "state", "view"
+_SALT = struct.Struct("<Q")
+
+
+class LogStore:
+    """Files by number, partitions by topic and number, and the manifest that lists the files."""
+
+    def __init__(self, seams: Seams, options: LogOptions) -> None:
+        self.seams = seams
+        self.options = options
+        self.keys: LogKeys
+        self.manifest = Manifest(1, 0, 1, [])
+        self.files: dict[int, LogFile] = {}
+        self.summaries: dict[int, Summary] = {}
+        self.partitions: dict[PartitionKey, PartitionLog] = {}
+        self.unattributed: list[DamagedRange] = []
+        self.next_sequence = 1  # the next one to become visible
+        self.sealed_in_place = 0
+        self.footers_repaired = 0
+        self.repaired_last_group: dict[int, int] = {}
+        self._manifest_file = TwoCopyFile(seams.disk, "", "manifest")
+        self._indexes: OrderedDict[tuple[int, bytes, int], BatchIndex] = OrderedDict()
+        self._indexes_bytes = 0
+
+    # -- manifest ---------------------------------------------------------------------------------------------------------
+
+    def manifest_copies(self) -> list[tuple[str, bytes]]:
+        """Blocking."""
+        return self._manifest_file.read_all()
+
+    async def save_manifest(self) -> None:
+        """Make the present list of files durable. Each save holds all that was decided before it; the lane keeps their order."""
+        entries = sorted((file.entry for file in self.files.values()), key=lambda entry: entry.number)
+        self.manifest = msgspec.structs.replace(
+            self.manifest, number=self.manifest.number + 1, files=entries, next_sequence=self.next_sequence
+        )
+        data = seal_manifest(self.keys, self.manifest)
+        await self.seams.executor.run("manifest", lambda: self._manifest_file.write(data))
+
+    def take_number(self) -> int:
+        number = self.manifest.next_file
+        self.manifest = msgspec.structs.replace(self.manifest, next_file=number + 1)
+        return number
+
+    # -- files ------------------------------------------------------------------------------------------------------------
+
+    def attach(self, entry: FileEntry, file: File) -> LogFile:
+        found = self.files[entry.number] = LogFile(self.seams.disk, entry, file)
+        return found
+
+    async def new_journal(self, first_group: int) -> ActiveJournal:
+        """A new file, durable and listed before its first group."""
+        epoch = self.keys.system_epoch()
+        salt = _SALT.unpack(self.seams.random.bytes(8))[0]
+        entry = FileEntry(self.take_number(), FileKind.JOURNAL, FileState.OPEN, 0, first_group, epoch.key_id, epoch.wrapped, b"")
+        header = pack_journal_header(
+            entry.number, self.keys.cluster_id, self.seams.clock.now_ms(), epoch.key_id, epoch.wrapped, salt
+        )
+        file = await self.seams.executor.run("manifest", lambda: self._create(entry.path, JOURNAL_FOLDER, header))
+        log_file = self.attach(entry, file)
+        await self.save_manifest()
+        return ActiveJournal(log_file, salt, first_group)
+
+    def _create(self, path: str, folder: str, header: bytes) -> File:
+        """Blocking."""
+        file = self.seams.disk.open(path, create=True)
+        file.write_at(0, [header])
+        file.sync()
+        self.seams.disk.sync_folder(folder)
+        return file
+
+    def live_extents(self, file: LogFile) -> list[Extent]:
+        return [extent for log in self.partitions.values() for extent in log.extents if extent.file is file]
+
+    async def seal_in_place(
+        self,
+        file: LogFile,
+        data_end: int,
+        first_group: int,
+        last_group: int,
+        keys: Iterable[WrappedKey],
+        unattributed: Sequence[DamagedRange] = (),
+    ) -> None:
+        """Give a full journal its footer: footer, fsync, manifest. Its indexes then live on disk."""
+        extents = self.live_extents(file)
+        parts = [(extent.summary, extent.index) for extent in extents if extent.index is not None]
+        known = [key for key in keys if key.topic_id in self._topic_ids()]
+        summary = Summary(1, file.number, [], known, [], list(unattributed), first_group, last_group)
+        buffers, tag, placed = build_footer(self.keys, file.number, data_end, parts, summary)
+        await self.seams.executor.run("background", lambda: self._write_footer(file.file, data_end, buffers))
+        file.entry = msgspec.structs.replace(file.entry, state=FileState.SEALED, data_end=data_end, summary_tag=tag)
+        await self.save_manifest()
+        self.summaries[file.number] = msgspec.structs.replace(summary, partitions=placed)
+        for extent, part in zip(extents, placed, strict=True):
+            extent.summary.detail_position, extent.summary.detail_size = part.detail_position, part.detail_size
+            self._settle(extent)
+        self.sealed_in_place += 1
+
+    def _topic_ids(self) -> set[bytes]:
+        return {topic_id for topic_id, _ in self.partitions}
+
+    def _write_footer(self, file: File, data_end: int, buffers: Sequence[bytes]) -> None:
+        """Blocking. What a cut tail left behind `data_end` goes first."""
+        if file.size() > data_end:
+            file.truncate(data_end)
+        file.write_at(data_end, buffers)
+        file.sync()
+
+    def _settle(self, extent: Extent) -> None:
+        """The growing index is dropped; readers take the sealed one from the footer through the cache."""
+        extent.index = None
+
+    async def drop_files(self, files: Sequence[LogFile]) -> None:
+        """Files that the durable manifest no longer lists."""
+        for file in files:
+            self.summaries.pop(file.number, None)
+            for place in [place for place in self._indexes if place[0] == file.number]:
+                self._indexes_bytes -= self._indexes.pop(place).size_in_memory()
+        await self.seams.executor.run("background", lambda: self._retire(files))
+
+    def _retire(self, files: Sequence[LogFile]) -> None:
+        """Blocking."""
+        for file in files:
+            file.retire()
+        for folder in sorted({file.path.split("/")[0] for file in files}):
+            self.seams.disk.sync_folder(folder)
+
+    # -- snapshots --------------------------------------------------------------------------------------------------------
+
+    async def save_snapshot(self, group: int, entries: list[Entry]) -> int:
+        """A durable file with all state up to `group`; the caller lists it. Returns its number."""
+        number = self.take_number()
+        data = seal_snapshot(self.keys, group, entries)
+        await self.seams.executor.run("background", lambda: self._create(snapshot_path(number), STATE_FOLDER, data).close())
+        return number
+
+    async def drop_snapshot(self, number: int) -> None:
+        path = snapshot_path(number)
+        await self.seams.executor.run("background", lambda: self.seams.disk.remove(path))
+
+    # -- indexes ----------------------------------------------------------------------------------------------------------
+
+    async def index_of(self, extent: Extent) -> BatchIndex:
+        """The extent's index: growing, cached, or read from its footer. TamperedData when that block is damaged."""
+        if extent.index is not None:
+            return extent.index
+        part = extent.summary
+        place = (extent.file.number, part.topic_id, part.partition)
+        found = self._indexes.get(place)
+        if found is not None:
+            self._indexes.move_to_end(place)
+            return found
+        file = extent.file
+        file.hold()
+        try:
+            found = await self.seams.executor.run("read", lambda: read_detail(self.keys, file.file, file.number, part))
+        except TamperedData:
+            found = await self.seams.executor.run("read", lambda: self._reindex(file, part))
+            self.footers_repaired += 1
+            extent.index = found
+            return found
+        finally:
+            file.release()
+        self._cache(place, found)
+        return found
+
+    def _reindex(self, file: LogFile, part: PartitionSummary) -> BatchIndex:
+        """Blocking. The footer's block is damaged: the batches' own headers make the index again; opening them proves it."""
+        data = file.file.read_at(0, file.entry.data_end)
+        index = BatchIndex()
+        found = [(b.position, b.header) for b in batches(data, FILE_HEADER_BYTES, len(data)) if b.header is not None]
+        for position, header in sorted(found, key=lambda row: row[1].base_offset):
+            if (header.topic_id, header.partition) == (part.topic_id, part.partition):
+                index.add(
+                    header.base_offset,
+                    header.last_offset_delta,
+                    position,
+                    header.sealed_bytes,
+                    header.sequence,
+                    header.max_timestamp_ms,
+                    header.flags,
+                    key_hashes(data, position, header),
+                )
+        return index
+
+    def _cache(self, place: tuple[int, bytes, int], index: BatchIndex) -> None:
+        if place not in self._indexes:
+            self._indexes[place] = index
+            self._indexes_bytes += index.size_in_memory()
+        while self._indexes_bytes > self.options.index_cache_bytes_max and len(self._indexes) > 1:
+            self._indexes_bytes -= self._indexes.popitem(last=False)[1].size_in_memory()
+
+    # -- partitions -------------------------------------------------------------------------------------------------------
+
+    def partition(self, topic_id: bytes, partition: int) -> PartitionLog:
+        found = self.partitions.get((topic_id, partition))
+        if found is None:
+            found = self.partitions[topic_id, partition] = PartitionLog(topic_id, partition)
+        return found
+
+    def known_keys(self, topic_id: bytes) -> list[WrappedKey]:
+        """Every wrapped key of a topic, for a file of which it is no longer known which it uses."""
+        return [WrappedKey(topic_id, key_id, wrapped) for key_id, wrapped in self.keys.keyring.known(topic_id)]
+
+    def forget_topic(self, topic_id: bytes) -> None:
+        for place in [place for place in self.partitions if place[0] == topic_id]:
+            del self.partitions[place]
+        for cached in [place for place in self._indexes if place[1] == topic_id]:
+            self._indexes_bytes -= self._indexes.pop(cached).size_in_memory()
+        self.keys.forget(topic_id)
+
+    def add_extent(self, file: LogFile, summary: PartitionSummary, index: BatchIndex | None) -> None:
+        log = self.partition(summary.topic_id, summary.partition)
+        log.extents.append(Extent(file, summary, index))
+
+    def close(self) -> None:
+        """Blocking."""
+        for file in self.files.values():
+            file.close()
+
+
+def snapshot_path(number: int) -> str:
+    return f"{STATE_FOLDER}/{number:016x}.snapshot"

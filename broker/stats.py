@@ -1,0 +1,26 @@
+"""What the engine tells of itself: a snapshot, made when asked for."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
+    """Counts since start, and sizes now (bytes)."""
+
+    topics: int
+    partitions: int
+    files: int
+    groups: int
+    batches_appended: int
+    bytes_journaled: int
+    append_failures: int
+    append_queue_bytes: int
+    ring_bytes: int
+    file_reads: int
+    sealed_in_place: int
+    merges: int
+    merged_bytes: int
+    damaged_ranges: int
+    next_sequence: int
+    free_disk_bytes: int
