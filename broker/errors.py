@@ -12,6 +12,7 @@ BrokerError
 ├── BatchRefused                a batch that contradicts itself (see broker/batch_errors.py for the reasons)
 ├── Unavailable
 │   ├── Overloaded              the append queue is at its bound: retry later
+│   ├── DiskFailed              the disk refused a read, or a write that changed nothing
 │   ├── AppendUnknown           a write or sync failed: the outcome is not known, retry with the same message id
 │   └── Closed                  the engine is stopping or stopped
 └── StorageProblem
@@ -95,6 +96,12 @@ class Overloaded(Unavailable):
     def __init__(self, queue: str, limit: int, retry_after_ms: int) -> None:
         self.queue, self.limit, self.retry_after_ms = queue, limit, retry_after_ms
         super().__init__(f"{queue} is full ({limit}); retry in {retry_after_ms} ms")
+
+
+class DiskFailed(Unavailable):
+    def __init__(self, what: str, reason: str) -> None:
+        self.what, self.reason = what, reason
+        super().__init__(f"the disk failed while {what} ({reason}); nothing was changed: retry, and look at the node's disk")
 
 
 class AppendUnknown(Unavailable):

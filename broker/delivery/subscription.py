@@ -44,8 +44,7 @@ def record_bytes(record: Record) -> int:
 class Subscription:
     """One consumer calls `next`, one call at a time. `key` None means every record; an empty key is a key.
 
-    `damage` has the ranges lost by the media that were crossed since the owner last emptied it. `at_end`: the last look found
-    nothing more.
+    `damage` has the ranges lost by the media that were crossed since the owner last emptied it.
     """
 
     def __init__(self, engine: Engine, clock: Clock, topic: str, key: bytes | None, start: Start) -> None:
@@ -55,8 +54,13 @@ class Subscription:
         self._walk: Iterator[Delivered] = iter(())
         self._from_sequence = start.cursor.sequence
         self.cursor = start.cursor
-        self.at_end = False
+        self._exhausted = False
         self.damage: dict[tuple[int, int], Damage] = {}
+
+    @property
+    def at_end(self) -> bool:
+        """All that was visible at the last look was delivered; False where that is not known without another look."""
+        return self._exhausted and self._from_sequence >= self._engine.next_sequence()
 
     async def next(self, *, bytes_max: int, records_max: int, wait_max_ms: int) -> list[Delivered]:
         """Up to `records_max` records, ending with the one that reaches `bytes_max`; waits only while there is none.
@@ -83,7 +87,6 @@ class Subscription:
     def _receive(self, tail: Tail) -> None:
         self._fetched.extend(tail.batches)
         self._from_sequence = tail.next_sequence
-        self.at_end = not tail.batches
         if not tail.batches:
             self.cursor = max(self.cursor, Cursor(tail.next_sequence))
         for damage in tail.damage:
@@ -96,6 +99,7 @@ class Subscription:
     def _take(self, bytes_max: int, records_max: int) -> list[Delivered]:
         found: list[Delivered] = []
         size = 0
+        self._exhausted = False
         while len(found) < records_max and size < bytes_max:
             delivered = next(self._walk, None)
             if delivered is not None:
@@ -104,6 +108,7 @@ class Subscription:
             elif self._fetched:
                 self._walk = self._open(self._fetched.popleft())
             else:
+                self._exhausted = True
                 break
         return found
 

@@ -15,6 +15,7 @@ import struct
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
+from typing import cast
 
 import msgspec
 
@@ -33,6 +34,7 @@ from broker.engine.base import (
 from broker.errors import (
     BatchRefused,
     Closed,
+    DiskFailed,
     IllegalTopicName,
     InvalidConfig,
     OffsetOutOfRange,
@@ -51,14 +53,14 @@ from broker.log.merge import Merge, choose
 from broker.log.options import LogOptions
 from broker.log.partition import PartitionLog
 from broker.log.startup import Opened, RecoveryReport, Startup
-from broker.log.state import Entry, Kind, StagedWrite, StateTable, StateView, TopicState, is_system, wrapped_key_entry
+from broker.log.state import Entry, Kind, StateTable, StateView, TopicState, is_system, wrapped_key_entry
 from broker.log.store import LogStore
 from broker.seams import Seams
 from broker.stats import EngineStats
 from broker.topics.addresses import legal_topic_name
 from broker.topics.configs import batch_bytes_max, check_configs
 from security.crypto.keystore import KeyStore
-from security.errors import KeyMissing, KeyShredded
+from security.errors import KeyMissing, KeyProblem, KeyShredded
 
 logger = logging.getLogger("sprawl.log")
 
@@ -206,6 +208,7 @@ class EmbeddedEngine:
             self._merging.cancel()
             await asyncio.wait([self._merging])
         self._wake(list(self._watchers))
+        await self._seams.executor.run("manifest", lambda: None)  # what a cancelled merge had begun to save
         await self._seams.executor.run("background", self._let_go)
 
     def _let_go(self) -> None:
@@ -238,7 +241,7 @@ class EmbeddedEngine:
                 raise InvalidConfig(name, "topics_max", f"the node has {len(self._topics)} topics already, its bound")
             topic_id = _uuid4(self._seams.random.bytes(16))
             topic = Topic(topic_id, name, partitions, dict(configs), self._seams.clock.now_ms())
-            await self._seams.executor.run("manifest", lambda: self._keystore.add(topic_id))
+            await self._change_keystore("adding a topic's root key", lambda: self._keystore.add(topic_id))
             await self._commit_entries([_topic_entry(topic)], flush_view=True)
             self._add_topic(topic)
         return topic
@@ -284,7 +287,13 @@ class EmbeddedEngine:
 
     async def _shred(self, topic_id: bytes) -> None:
         if topic_id in self._keystore and not is_system(topic_id):
-            await self._seams.executor.run("manifest", lambda: self._keystore.shred(topic_id))
+            await self._change_keystore("destroying a topic's root key", lambda: self._keystore.shred(topic_id))
+
+    async def _change_keystore(self, what: str, change: Callable[[], None]) -> None:
+        try:
+            await self._seams.executor.run("manifest", change)
+        except OSError as problem:
+            raise DiskFailed(what, str(problem)) from problem
 
     def _add_topic(self, topic: Topic) -> None:
         self._topics[topic.name] = topic
@@ -359,7 +368,7 @@ class EmbeddedEngine:
         delta, max_timestamp_ms, count, attributes = head[6], head[8], head[12], head[5]
         base, previous_tag = log.next_offset, log.tag
         sequence = self._next_sequence
-        clear = base.to_bytes(8, "big") + append.batch[8:]
+        clear = b"".join((base.to_bytes(8, "big"), memoryview(append.batch)[8:]))
         flags = _flags(attributes, append.has_expiry)
         hashes = None if append.keys is None else self._hashes(log.topic_id, append.keys)
         sealed = self._store.keys.seal_batch(
@@ -386,7 +395,9 @@ class EmbeddedEngine:
 
     def _hashes(self, topic_id: bytes, keys: Sequence[bytes | None]) -> list[int]:
         hasher = self._store.keys.hasher(topic_id)
-        return sorted({hasher.hash(NULL_KEY if key is None else key) for key in keys})
+        if None in keys:
+            keys = [NULL_KEY if key is None else key for key in keys]
+        return sorted(hasher.hash_all(cast("Sequence[bytes]", keys)))
 
     def _take_back(self, frame: PendingFrame) -> None:
         """A frame that failed while it was built: its offsets, tags and sequences were handed to nobody."""
@@ -599,27 +610,22 @@ class EmbeddedEngine:
         while self._running and (inputs := choose(self._store)):
             merge = Merge(self._store, inputs)
             try:
-                await self._merge(merge)
-            except (OSError, KeyShredded) as problem:
+                snapshot = await self._write_merged(merge)
+            except (OSError, KeyProblem) as problem:
                 # Nothing was replaced yet: what was written is removed and the next full journal tries again.
                 logger.warning("merge of %d files put off: %s", len(inputs), problem)
                 await self._seams.executor.run("background", merge.abandon)
                 return
+            await merge.take_over(snapshot)
+            self._merges += 1
+            self._merged_bytes += merge.bytes_moved
 
-    async def _merge(self, merge: Merge) -> None:
+    async def _write_merged(self, merge: Merge) -> int:
+        """All that must be durable before the manifest lists the merged files; returns the snapshot's number."""
         await merge.write()
-        group, entries = self._committer.last_group(), self._table.entries()
-        position = self._view.stage(group, [])
-        await self._seams.executor.run("commit", lambda: self._flush_view(position))
-        snapshot = await self._store.save_snapshot(group, entries)
-        await merge.take_over(snapshot)
-        self._merges += 1
-        self._merged_bytes += merge.bytes_moved
-
-    def _flush_view(self, position: StagedWrite) -> None:
-        """Blocking. The view says itself that it is as new as the snapshot."""
-        self._view.write(position)
-        self._view.flush()
+        entries = self._table.entries()
+        group = await self._committer.flush_view()
+        return await self._store.save_snapshot(group, entries)
 
 
 def _flags(attributes: int, has_expiry: bool) -> int:

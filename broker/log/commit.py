@@ -26,6 +26,7 @@ logger = logging.getLogger("sprawl.log")
 
 SMALL_WRITE_BUFFERS = 64  # more pieces than this are joined: one copy is cheaper than that many iovecs (about 0.2 us each)
 QUEUE_RETRY_AFTER_MS = 50
+SEAL_AT_CLOSE_SECONDS = 10.0  # a journal that cannot be sealed while the node stops is sealed at the next start
 
 
 class Committer:
@@ -189,15 +190,15 @@ class Committer:
         task.add_done_callback(self._background.discard)
 
     async def _seal(self, journal: ActiveJournal) -> None:
-        try:
-            await self._store.seal_in_place(
-                journal.file, journal.end, journal.first_group, journal.last_group, list(journal.keys.values())
-            )
-        except OSError as problem:
-            # Not lost: the file stays listed as open and is read by its groups at the next start.
-            logger.exception("could not seal %s in place (%s); it stays a journal", journal.file.path, problem)
-            return
+        """Until it is done the file stays listed as open, and a start reads it by its groups."""
+        await self._store.until_done(f"sealing {journal.file.path} in place", lambda: self._seal_once(journal))
         self._sealed()
+
+    async def _seal_once(self, journal: ActiveJournal) -> None:
+        await self.flush_view()
+        await self._store.seal_in_place(
+            journal.file, journal.end, journal.first_group, journal.last_group, list(journal.keys.values())
+        )
 
     # -- failure ----------------------------------------------------------------------------------------------------------
 
@@ -246,7 +247,9 @@ class Committer:
         if self._next_journal is not None:
             await asyncio.wait([self._next_journal])
         if self._background:
-            await asyncio.wait(self._background)
+            await asyncio.wait(self._background, timeout=SEAL_AT_CLOSE_SECONDS)
+        for task in list(self._background):
+            task.cancel()
 
     async def _confirm(self, journal: ActiveJournal) -> None:
         durable = self._durable_through
@@ -263,11 +266,20 @@ class Committer:
         except OSError as problem:
             logger.warning("the last confirmation was not written (%s); the next start checks the newest group", problem)
 
+    async def flush_view(self) -> int:
+        """Make the view durable, saying itself how far it goes; returns the group. Journals up to it need no replay."""
+        group = self._last_group
+        position = self._view.stage(group, [])
+        await self._store.seams.executor.run("commit", lambda: self._flush_view_now(position))
+        return group
+
+    def _flush_view_now(self, position: StagedWrite) -> None:
+        """Blocking."""
+        self._view.write(position)
+        self._view.flush()
+
     def pending_bytes(self) -> int:
         return self._pending_bytes
-
-    def last_group(self) -> int:
-        return self._last_group
 
 
 def _reject(frame: PendingFrame, problem: BaseException) -> None:

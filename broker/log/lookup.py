@@ -14,6 +14,7 @@ from typing import NamedTuple
 from broker.batch import keys as keys_of
 from broker.batch import offset_of_timestamp
 from broker.engine.base import Stored
+from broker.errors import DiskFailed
 from broker.log.files import LogFile
 from broker.log.footer import DamagedRange
 from broker.log.partition import Extent, PartitionLog
@@ -99,6 +100,8 @@ class Lookup:
             taken: list[Stored | Wanted] = []
             size, reached = 0, visible
             for found, length, item in heapq.merge(*rows, key=lambda row: row[0]):
+                if found >= visible:
+                    break  # became visible while this looked: the next call's
                 size += length
                 if taken and size > bytes_max:
                     reached = found
@@ -108,15 +111,16 @@ class Lookup:
         _remember(logs, read)
         stored = [item for item in taken if isinstance(item, Stored)] + read.stored
         stored.sort(key=lambda found: found.sequence)
-        damage = read.damage + [
-            (log.partition, d) for log in logs for d in log.damage() if any(_touches(d, s, log.partition) for s in stored)
-        ]
+        touched = [(log.partition, d) for log in logs for d in log.damage() if any(_touches(d, s, log.partition) for s in stored)]
+        passed = [(log.partition, d) for log in logs for d in _passed(log, stored)]
+        damage = list(dict.fromkeys(read.damage + touched + passed))
         return Found(_undamaged(stored, damage), damage, reached)
 
     async def _row(
         self, log: PartitionLog, sequence: int, bytes_max: int, key_hash: int | None, held: _Held
     ) -> list[tuple[int, int, Stored | Wanted]]:
-        """One partition's next batches in commit order, of `bytes_max` together or all there are."""
+        """One partition's next batches in commit order: all there are, or more than `bytes_max` and more than one, so that the
+        last of a row cut short is never taken and nothing behind it is passed by."""
         if sequence > log.ring_floor:
             return [(found.sequence, len(found.batch), found) for found in log.ring.from_sequence(sequence)]
         row: list[tuple[int, int, Stored | Wanted]] = []
@@ -130,7 +134,7 @@ class Lookup:
                 place = index.place(ordinal)
                 row.append((place.sequence, place.size, Wanted(extent.file, place, log.topic_id, log.partition)))
                 size += place.size
-                if size > bytes_max:
+                if size > bytes_max and len(row) > 1:
                     return row
             reached = extent.summary.max_sequence + 1
         return row
@@ -186,7 +190,24 @@ class Lookup:
     async def newest_time(self, log: PartitionLog) -> tuple[int, int]:
         """Offset and timestamp of the record with the highest timestamp."""
         newest = max((extent.summary.max_timestamp_ms for extent in log.extents if extent.summary.batches), default=None)
-        return NOT_FOUND if newest is None else await self.offset_for_time(log, newest)
+        while newest is not None:
+            found = await self.offset_for_time(log, newest)
+            if found != NOT_FOUND:
+                return found
+            newest = await self._newest_readable_time(log, newest)
+        return NOT_FOUND
+
+    async def _newest_readable_time(self, log: PartitionLog, below_ms: int) -> int | None:
+        """The highest timestamp below a bound: the batches that had it turned out to be damaged."""
+        newest: int | None = None
+        for extent in list(log.extents):
+            with _Held() as held:
+                held.add(extent.file)
+                index = await self._store.index_of(extent)
+            lower = max((t for t in index.max_timestamps if t < below_ms), default=None)
+            if lower is not None and (newest is None or lower > newest):
+                newest = lower
+        return newest
 
     async def sequence_for_time(self, logs: Iterable[PartitionLog], timestamp_ms: int) -> int:
         lowest = self._store.next_sequence
@@ -210,7 +231,10 @@ class Lookup:
             return ReadBack([], [])
         async with self._reads:
             self.file_reads += 1
-            return await self._store.seams.executor.run("read", lambda: read_batches(self._store.keys, wanted))
+            try:
+                return await self._store.seams.executor.run("read", lambda: read_batches(self._store.keys, wanted))
+            except OSError as problem:
+                raise DiskFailed("reading", str(problem)) from problem
 
 
 def _extent_from(log: PartitionLog, offset: int) -> Extent | None:
@@ -249,6 +273,20 @@ def _remember(logs: Sequence[PartitionLog], read: ReadBack) -> None:
             if log.partition == partition and damaged not in log.damage():
                 at = min(log.extent_at_offset(damaged.start), len(log.extents) - 1)
                 log.extents[at].summary.damage.append(damaged)
+
+
+def _passed(log: PartitionLog, stored: Sequence[Stored]) -> list[DamagedRange]:
+    """Damaged ranges that end where one of the batches begins: whoever follows is told of them once."""
+    damage = log.damage()
+    if not damage:
+        return []
+    begins = {found.base_offset for found in stored if found.partition == log.partition}
+    passed: list[DamagedRange] = []
+    for damaged in sorted(damage, key=lambda d: d.end, reverse=True):
+        if damaged.end in begins:
+            begins.add(damaged.start)
+            passed.append(damaged)
+    return passed
 
 
 def _touches(damaged: DamagedRange, stored: Stored, partition: int) -> bool:

@@ -184,26 +184,33 @@ class Merge:
             1, output.entry.number, [], list(output.keys.values()), [file.number for file in self._inputs], lost, 0, 0
         )
         parts = [(part, index) for part, index, _ in output.parts]
-        buffers, tag, placed = build_footer(self._store.keys, output.entry.number, output.end, parts, summary)
-        await self._store.seams.executor.run("background", lambda: self._finish(output, buffers))
+        tag, placed = await self._store.seams.executor.run("background", lambda: self._finish(output, parts, summary))
         output.entry = msgspec.structs.replace(output.entry, data_end=output.end, summary_tag=tag)
         for (part, _, _), done in zip(output.parts, placed, strict=True):
             part.detail_position, part.detail_size = done.detail_position, done.detail_size
 
-    def _finish(self, output: _Output, footer: Sequence[bytes]) -> None:
+    def _finish(
+        self, output: _Output, parts: Sequence[tuple[PartitionSummary, BatchIndex]], summary: Summary
+    ) -> tuple[bytes, list[PartitionSummary]]:
         """Blocking: the segment is whole and durable under its name before anybody lists it."""
         disk = self._store.seams.disk
-        output.file.write_at(output.end, footer)
+        buffers, tag, placed = build_footer(self._store.keys, output.entry.number, output.end, parts, summary)
+        output.file.write_at(output.end, buffers)
         self._sync_segment(output.file)
         disk.rename(output.temporary, output.entry.path)
         disk.sync_folder(SEGMENT_FOLDER)
+        return tag, placed
 
     @staticmethod
     def _sync_segment(file: File) -> None:
         file.sync()
 
-    async def take_over(self, snapshot: int | None) -> None:
-        """List the outputs instead of the inputs, durably, then let the inputs go."""
+    async def take_over(self, snapshot: int) -> None:
+        """List the outputs instead of the inputs, durably, then let the inputs go.
+
+        From the first line on the outputs are what is read, so nothing may be removed until a manifest with them is durable;
+        a disk that refuses it is tried again for as long as the node runs (a restart before that still finds the inputs).
+        """
         store = self._store
         for output in self._outputs:
             file = store.attach(output.entry, output.file)
@@ -212,12 +219,11 @@ class Merge:
         for file in self._inputs:
             del store.files[file.number]
         old = store.manifest.snapshot
-        if snapshot is not None:
-            store.manifest = msgspec.structs.replace(store.manifest, snapshot=snapshot)
-        await store.save_manifest()
-        await store.drop_files(self._inputs)
-        if snapshot is not None and old is not None:
-            await store.drop_snapshot(old)
+        store.manifest = msgspec.structs.replace(store.manifest, snapshot=snapshot)
+        await store.until_done("listing merged files", store.save_manifest)
+        await store.until_done("removing merged files", lambda: store.drop_files(self._inputs))
+        if old is not None:
+            await store.until_done("removing a snapshot", lambda: store.drop_snapshot(old))
 
     def _unattributed(self) -> list[DamagedRange]:
         """Damage that no partition could be named for goes on with the first output."""

@@ -20,6 +20,7 @@ from broker.log.layout import (
     NO_TAG,
     TAG_BYTES,
     BatchHeader,
+    GroupHeader,
     parse_file_header,
     salt_of_groups,
 )
@@ -27,9 +28,11 @@ from broker.log.manifest import FileEntry
 from broker.log.scan import FoundBatch, FoundFrame, FoundGroup, Gap, batches, frames, groups
 from broker.log.sealing import LogKeys, batch_tag
 from broker.log.state import Entry, Kind, decode_entries, parse_wrapped_key
+from security.crypto.keystore import SYSTEM_TOPIC_ID
 from security.errors import KeyProblem, KeyShredded, TamperedData
 
 PartitionKey = tuple[bytes, int]
+STATE_LOST = "state entries of a frame do not authenticate"
 
 
 class TailCut(msgspec.Struct, frozen=True, gc=False):
@@ -76,6 +79,7 @@ class RecoveredFile:
         self.data_end = FILE_HEADER_BYTES
         self.groups = 0
         self.shredded_batches = 0
+        self.next_sequence = 0
 
 
 class Recovery:
@@ -88,13 +92,13 @@ class Recovery:
         next_sequence: int,
         view_group: int,
         last_group: int,
-        next_first_group: dict[int, int],
+        next_first_group: int | None,
         *,
         whole: bool = True,
     ) -> None:
-        """`last_group`: the newest one before these files. `next_first_group`: the first group found after each file, by file
-        number. `whole` False: one file out of its context is read, so a partition may begin anywhere in it and sequences may
-        jump."""
+        """`next_sequence`: the first one expected, 0 if that is not known. `last_group`: the newest one before the file.
+        `next_first_group`: the first group found after it. `whole` False: the file is read out of its context, so a partition
+        may begin anywhere in it and sequences may jump."""
         self.last_group = last_group
         self._keys = keys
         self._chains = chains
@@ -120,7 +124,7 @@ class Recovery:
 
     def _adopt_system_key(self, entry: FileEntry, data: bytes) -> tuple[int, int]:
         header = parse_file_header(data[:FILE_HEADER_BYTES])
-        self._keys.keyring.adopt(bytes(16), entry.system_key_id, entry.wrapped_system_key)
+        self._keys.keyring.adopt(SYSTEM_TOPIC_ID, entry.system_key_id, entry.wrapped_system_key)
         if header is not None:
             return entry.system_key_id, header.salt
         # The manifest repeats all but the salt; the first group header that checks under its own salt gives that back.
@@ -133,11 +137,11 @@ class Recovery:
         region_end = walked[0].position if walked else end
         if region_end <= FILE_HEADER_BYTES:
             return
-        if self._last_confirmed_here(found.entry, durable_through) <= self.last_group:
+        if self._last_confirmed_here(durable_through) <= self.last_group:
             self._cut(found, FILE_HEADER_BYTES, end, "the first group does not check")
             return
         found.first_group = self.last_group + 1
-        last = walked[0].header.number - 1 if walked else self._last_confirmed_here(found.entry, durable_through)
+        last = walked[0].header.number - 1 if walked else self._last_confirmed_here(durable_through)
         found.last_group = self.last_group = max(last, found.first_group)
         self._read_region(found, data, FILE_HEADER_BYTES, region_end, found.first_group, True, key_id)
         found.data_end = region_end
@@ -158,7 +162,7 @@ class Recovery:
         confirmed = number <= durable_through
         if confirmed and following:
             body_end = following[0].position
-        elif confirmed and number < self._last_confirmed_here(found.entry, durable_through):
+        elif confirmed and number < self._last_confirmed_here(durable_through):
             body_end = end
         elif body_end > end:
             if not confirmed:
@@ -173,9 +177,9 @@ class Recovery:
             return
         found.data_end = body_end
 
-    def _last_confirmed_here(self, entry: FileEntry, durable_through: int) -> int:
+    def _last_confirmed_here(self, durable_through: int) -> int:
         """The newest confirmed group that belongs into this file, whether or not its header checks."""
-        following = self._next_first_group.get(entry.number)
+        following = self._next_first_group
         return durable_through if following is None else min(durable_through, following - 1)
 
     def _read_region(
@@ -200,12 +204,12 @@ class Recovery:
             self._take(found, data, batch)
 
     def _read_frame(self, found: RecoveredFile, data: bytes, frame: FoundFrame, group: int, confirmed: bool, key_id: int) -> bool:
-        entries = self._open_state(data, frame, key_id) if frame.state_bytes else []
+        entries = open_state(self._keys, data, frame, key_id) if frame.state_bytes else []
         if entries is None:
             if not confirmed:
                 return False
             if group > self._view_group:
-                lost = DamagedRange(frame.first_sequence, frame.first_sequence, "state entries of a frame do not authenticate")
+                lost = DamagedRange(frame.first_sequence, frame.first_sequence, STATE_LOST)
                 found.unattributed.append(lost)
             entries = []
         self._adopt_keys(found, entries)
@@ -217,15 +221,6 @@ class Recovery:
             self._take(found, data, batch)
         self.next_sequence = max(self.next_sequence, frame.first_sequence + len(frame.batches))
         return True
-
-    def _open_state(self, data: bytes, frame: FoundFrame, key_id: int) -> list[Entry] | None:
-        ends = [batch.position + batch.entry.sealed_bytes for batch in frame.batches if batch.entry is not None]
-        tags = b"".join([data[end - TAG_BYTES : end] for end in ends])
-        block = data[frame.state_position : frame.state_position + frame.state_bytes]
-        try:
-            return decode_entries(self._keys.open_state(key_id, block, frame.associated + tags))
-        except (TamperedData, KeyProblem):
-            return None
 
     def _adopt_keys(self, found: RecoveredFile, entries: Iterable[Entry]) -> None:
         for entry in entries:
@@ -251,7 +246,7 @@ class Recovery:
 
     def _note_sequence(self, found: RecoveredFile, sequence: int) -> None:
         """Sequences have no holes: a jump means batches that nothing names any more."""
-        if sequence > self.next_sequence and self._whole:
+        if sequence > self.next_sequence > 0 and self._whole:
             found.unattributed.append(DamagedRange(self.next_sequence, sequence, "batches lost with their frame"))
         self.next_sequence = max(self.next_sequence, sequence)
 
@@ -380,8 +375,39 @@ def newest_durable_through(files: Iterable[tuple[FileEntry, bytes, int]]) -> int
     return newest
 
 
-def first_group(data: bytes, end: int) -> int | None:
-    """Number of the first group whose header checks."""
+def first_group(data: bytes, end: int) -> GroupHeader | None:
+    """The first group header that checks."""
     header = parse_file_header(data[:FILE_HEADER_BYTES])
     salt = header.salt if header is not None else salt_of_groups(data)
-    return next((group.header.number for group in groups(data, FILE_HEADER_BYTES, end, salt)), None)
+    return next((group.header for group in groups(data, FILE_HEADER_BYTES, end, salt)), None)
+
+
+def read_states(keys: LogKeys, entry: FileEntry, data: bytes, unattributed: list[DamagedRange]) -> list[tuple[int, list[Entry]]]:
+    """The state entries of a whole journal, by group; what does not authenticate goes to `unattributed`."""
+    keys.keyring.adopt(SYSTEM_TOPIC_ID, entry.system_key_id, entry.wrapped_system_key)
+    header = parse_file_header(data[:FILE_HEADER_BYTES])
+    salt = header.salt if header is not None else salt_of_groups(data)
+    states: list[tuple[int, list[Entry]]] = []
+    found = list(groups(data, FILE_HEADER_BYTES, len(data), salt))
+    for at, group in enumerate(found):
+        end = found[at + 1].position if at + 1 < len(found) else len(data)
+        for frame in frames(data, group.position + GROUP_HEADER_BYTES, end):
+            if isinstance(frame, Gap) or not frame.state_bytes:
+                continue
+            entries = open_state(keys, data, frame, entry.system_key_id)
+            if entries is None:
+                unattributed.append(DamagedRange(frame.first_sequence, frame.first_sequence, STATE_LOST))
+            else:
+                states.append((group.header.number, entries))
+    return states
+
+
+def open_state(keys: LogKeys, data: bytes, frame: FoundFrame, key_id: int) -> list[Entry] | None:
+    """A frame's state entries; None when they do not authenticate."""
+    ends = [batch.position + batch.entry.sealed_bytes for batch in frame.batches if batch.entry is not None]
+    tags = b"".join([data[end - TAG_BYTES : end] for end in ends])
+    block = data[frame.state_position : frame.state_position + frame.state_bytes]
+    try:
+        return decode_entries(keys.open_state(key_id, block, frame.associated + tags))
+    except (TamperedData, KeyProblem):
+        return None

@@ -3,15 +3,13 @@ section 10)."""
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import msgspec
 
 from broker.errors import StorageDamaged
 from broker.log.files import LogFile
 from broker.log.footer import DamagedRange, read_summary
-from broker.log.layout import FILE_HEADER_BYTES, NO_TAG
-from broker.log.manifest import FileEntry, FileKind, FileState, Manifest, newest_manifest
+from broker.log.layout import FILE_HEADER_BYTES, NO_TAG, GroupHeader
+from broker.log.manifest import FileEntry, FileKind, FileState, newest_manifest
 from broker.log.partition import Extent
 from broker.log.recovery import (
     Chain,
@@ -21,6 +19,7 @@ from broker.log.recovery import (
     TailCut,
     first_group,
     newest_durable_through,
+    read_states,
 )
 from broker.log.sealing import LogKeys
 from broker.log.state import Entry, StateTable, StateView, open_snapshot, wrapped_key_entry
@@ -65,6 +64,7 @@ class Startup:
         self._store = store
         self._keystore = keystore
         self._report = RecoveryReport()
+        self._repaired_states: list[tuple[int, list[Entry]]] = []
 
     def run(self) -> Opened:
         disk = self._seams.disk
@@ -86,6 +86,7 @@ class Startup:
             return self._open_files(view, group, entries)
 
     def _forget_opened(self) -> None:
+        self._repaired_states.clear()
         self._store.close()
         self._store.files.clear()
         self._store.partitions.clear()
@@ -102,7 +103,8 @@ class Startup:
             left = [name for folder in (JOURNAL_FOLDER, SEGMENT_FOLDER) for name in self._seams.disk.list(folder)]
             if left:
                 raise StorageDamaged("manifest.a and manifest.b", f"both are gone, yet {len(left)} log files are there")
-            manifest = Manifest(1, 0, 1, [])
+            self._store.found_manifest()
+            return
         self._store.manifest = manifest
 
     def _remove_orphans(self) -> None:
@@ -188,19 +190,19 @@ class Startup:
                 sealed_last_group = max(sealed_last_group, self._store.summaries[entry.number].last_group)
         for entry in footless:
             sealed_last_group = max(sealed_last_group, self._read_without_footer(entry))
-        chains = self._join_extents()
-        seen = [extent.summary.max_sequence for log in self._store.partitions.values() for extent in log.extents]
-        next_sequence = max([self._store.manifest.next_sequence, *(sequence + 1 for sequence in seen)])
-        recovered, last_group, next_sequence, ahead = self._recover(
-            unsealed, chains, next_sequence, view_group, sealed_last_group
-        )
+        recovered, last_group, ahead = self._recover(unsealed, view_group, sealed_last_group)
+        self._join_extents()
         if ahead:
             view, view_group, entries = self._view_was_ahead(view)
             table = StateTable()
             table.apply(entries)
         self._replay(view, table, view_group, recovered)
         self._report.journals = len(unsealed)
-        return Opened(view, table, recovered, last_group, next_sequence, self._report)
+        return Opened(view, table, recovered, last_group, self._next_sequence(recovered), self._report)
+
+    def _next_sequence(self, recovered: list[RecoveredFile]) -> int:
+        seen = [extent.summary.max_sequence + 1 for log in self._store.partitions.values() for extent in log.extents]
+        return max([self._store.manifest.next_sequence, *seen, *(found.next_sequence for found in recovered)])
 
     def _take_summary(self, file: LogFile) -> bool:
         try:
@@ -219,13 +221,14 @@ class Startup:
     def _read_without_footer(self, entry: FileEntry) -> int:
         """A sealed file whose footer is damaged: its own bytes say it all once more."""
         file = self._store.files[entry.number]
-        recovery = Recovery(self._store.keys, {}, 0, EVERYTHING, entry.first_group - 1, {}, whole=False)
+        recovery = Recovery(self._store.keys, {}, 0, EVERYTHING, 0, None, whole=False)
         data = file.file.read_at(0, entry.data_end)
         if entry.kind is FileKind.JOURNAL:
             found = recovery.read_journal(entry, data, EVERYTHING, entry.data_end)
         else:
             found = recovery.read_segment(entry, data, entry.data_end)
         self._add_recovered(file, found)
+        self._repaired_states += found.states
         file.entry = msgspec.structs.replace(entry, state=FileState.CLOSED, summary_tag=b"")
         self._store.footers_repaired += 1
         self._store.repaired_last_group[entry.number] = found.last_group
@@ -238,10 +241,9 @@ class Startup:
         for part in found.partitions.values():
             self._store.add_extent(file, part.summary, part.index)
 
-    def _join_extents(self) -> dict[PartitionKey, Chain]:
+    def _join_extents(self) -> None:
         """Put each partition's extents in order and check that they meet; what is missing between them is damage."""
-        chains: dict[PartitionKey, Chain] = {}
-        for place, log in self._store.partitions.items():
+        for log in self._store.partitions.values():
             log.extents.sort(key=lambda extent: extent.summary.first_offset)
             offset, tag = 0, NO_TAG
             for extent in log.extents:
@@ -251,8 +253,16 @@ class Startup:
                 elif part.chain_in != tag and not self._damaged_near(log.extents, offset):
                     part.damage.append(DamagedRange(max(0, offset - 1), offset, "not what its successor was chained to"))
                 offset, tag = part.next_offset, part.chain_out
-            ends_damaged = self._damaged_near(log.extents, offset)
-            chains[place] = Chain(offset, None if ends_damaged else tag)
+
+    def _chains_before(self, sequence: int) -> dict[PartitionKey, Chain]:
+        """Where each partition stands before a commit sequence. A journal may be unsealed while later ones are sealed."""
+        chains: dict[PartitionKey, Chain] = {}
+        for place, log in self._store.partitions.items():
+            before = [extent for extent in log.extents if extent.summary.min_sequence < sequence]
+            if before:
+                last = max((extent.summary for extent in before), key=lambda part: part.next_offset)
+                tag = None if self._damaged_near(before, last.next_offset) else last.chain_out
+                chains[place] = Chain(last.next_offset, tag)
         return chains
 
     @staticmethod
@@ -262,40 +272,66 @@ class Startup:
     # -- journals ---------------------------------------------------------------------------------------------------------
 
     def _recover(
-        self,
-        unsealed: list[FileEntry],
-        chains: dict[PartitionKey, Chain],
-        next_sequence: int,
-        view_group: int,
-        sealed_last_group: int,
-    ) -> tuple[list[RecoveredFile], int, int, bool]:
+        self, unsealed: list[FileEntry], view_group: int, sealed_last_group: int
+    ) -> tuple[list[RecoveredFile], int, bool]:
+        """Files found, the newest group, and whether the view is ahead of it."""
         loaded = [(entry, *self._load(entry)) for entry in unsealed]
         durable = max(newest_durable_through(loaded), sealed_last_group, view_group)
         firsts = {entry.number: first_group(data, end) for entry, data, end in loaded}
-        next_first = {
-            entry.number: first
-            for (entry, _, _), (following, _, _) in pairwise(loaded)
-            if (first := firsts[following.number]) is not None
-        }
-        recovery = Recovery(self._store.keys, chains, next_sequence, view_group, sealed_last_group, next_first)
         recovered: list[RecoveredFile] = []
-        last_group = sealed_last_group
+        newest = 0
         cut = False
         for entry, data, end in loaded:
-            if cut and firsts[entry.number] not in (None, recovery.last_group + 1):
+            first = firsts[entry.number]
+            newest = max(newest, self._last_group_before(entry.number), 0)
+            if cut and first is not None and first.number not in (newest + 1, 0):
                 # Written after bytes that were lost (only without fsync): nothing behind a cut is confirmed.
                 found = RecoveredFile(entry)
                 found.tail_cut = TailCut(entry.path, FILE_HEADER_BYTES, end - FILE_HEADER_BYTES, "follows a cut")
             else:
-                closed = entry.state is FileState.CLOSED
-                found = recovery.read_journal(entry, data, EVERYTHING if closed else durable, end)
-            cut = cut or found.tail_cut is not None
+                found = self._read_unsealed(entry, data, end, durable, view_group, newest, first, firsts)
             if found.tail_cut is not None:
+                cut = True
                 self._report.tail_cuts.append(found.tail_cut)
-            last_group = max(last_group, found.last_group, entry.first_group - 1)
+            newest = max(newest, found.last_group)
             self._add_recovered(self._store.files[entry.number], found)
             recovered.append(found)
-        return recovered, last_group, recovery.next_sequence, view_group > last_group
+        newest = max([newest, sealed_last_group, *(entry.first_group - 1 for entry in unsealed)])
+        return recovered, newest, view_group > newest
+
+    def _read_unsealed(
+        self,
+        entry: FileEntry,
+        data: bytes,
+        end: int,
+        durable: int,
+        view_group: int,
+        last_group: int,
+        first: GroupHeader | None,
+        firsts: dict[int, GroupHeader | None],
+    ) -> RecoveredFile:
+        recovery = Recovery(
+            self._store.keys,
+            self._chains_before(EVERYTHING if first is None else first.first_sequence),
+            first.first_sequence if first is not None and first.number == last_group + 1 else 0,
+            view_group,
+            last_group,
+            self._first_group_after(entry.number, firsts),
+        )
+        closed = entry.state is FileState.CLOSED
+        found = recovery.read_journal(entry, data, EVERYTHING if closed else durable, end)
+        found.next_sequence = recovery.next_sequence
+        return found
+
+    def _last_group_before(self, number: int) -> int:
+        """The newest group of the sealed journals before a file."""
+        return max((summary.last_group for n, summary in self._store.summaries.items() if n < number), default=0)
+
+    def _first_group_after(self, number: int, firsts: dict[int, GroupHeader | None]) -> int | None:
+        """The first group found in any journal after a file."""
+        unsealed = [first.number for n, first in firsts.items() if n > number and first is not None]
+        sealed = [summary.first_group for n, summary in self._store.summaries.items() if n > number and summary.first_group]
+        return min(unsealed + sealed, default=None)
 
     def _load(self, entry: FileEntry) -> tuple[bytes, int]:
         file = self._store.files[entry.number].file
@@ -310,21 +346,31 @@ class Startup:
         return self._rebuild_view("it reflects groups that the journal has lost")
 
     def _replay(self, view: StateView, table: StateTable, view_group: int, recovered: list[RecoveredFile]) -> None:
-        """Bring the view up to the journal, and make it durable before anything is built on it."""
-        rebuilt = self._report.view_rebuilt is not None
+        """Bring the view up to the journals, sealed ones too, and make it durable before anything is built on it."""
+        states = [state for found in recovered for state in found.states]
+        states += self._sealed_states(view_group) + self._repaired_states
         newest = view_group
         later: list[Entry] = []
-        for found in recovered:
-            for group, entries in found.states:
-                if group > view_group:
-                    table.apply(entries)
-                    later += entries
-                    newest = max(newest, group)
-        if rebuilt:
+        for group, entries in sorted(states, key=lambda state: state[0]):
+            if group > view_group:
+                table.apply(entries)
+                later += entries
+                newest = max(newest, group)
+        if self._report.view_rebuilt is not None:
             later = table.entries()
         if later or newest > view_group:
             table.adopt_keys(self._store.keys)
             self._write_view(view, newest, later)
+
+    def _sealed_states(self, view_group: int) -> list[tuple[int, list[Entry]]]:
+        """Entries of sealed journals that the view does not reflect: only after it was lost, as sealing flushes it."""
+        states: list[tuple[int, list[Entry]]] = []
+        for number, summary in self._store.summaries.items():
+            file = self._store.files[number]
+            if file.entry.kind is FileKind.JOURNAL and summary.last_group > view_group:
+                data = file.file.read_at(0, file.entry.data_end)
+                states += read_states(self._store.keys, file.entry, data, self._store.unattributed)
+        return states
 
     def _write_view(self, view: StateView, group: int, entries: list[Entry]) -> None:
         """Values sealed here need their epoch in the same view: it is written with them."""

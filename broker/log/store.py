@@ -5,9 +5,11 @@ Owner thread, except where a method says that it blocks; those run on an executo
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import struct
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 import msgspec
 
@@ -26,6 +28,8 @@ from broker.log.state import Entry, seal_snapshot
 from broker.log.two_copies import TwoCopyFile
 from broker.seams import File, Seams
 from security.errors import TamperedData
+
+logger = logging.getLogger("sprawl.log")
 
 JOURNAL_FOLDER, SEGMENT_FOLDER, STATE_FOLDER, VIEW_FOLDER = "journal", "segments", "state", "view"
 _SALT = struct.Struct("<Q")
@@ -59,12 +63,28 @@ class LogStore:
 
     async def save_manifest(self) -> None:
         """Make the present list of files durable. Each save holds all that was decided before it; the lane keeps their order."""
+        data = self._next_manifest()
+        await self.seams.executor.run("manifest", lambda: self._manifest_file.write(data))
+
+    def _next_manifest(self) -> bytes:
         entries = sorted((file.entry for file in self.files.values()), key=lambda entry: entry.number)
         self.manifest = msgspec.structs.replace(
             self.manifest, number=self.manifest.number + 1, files=entries, next_sequence=self.next_sequence
         )
-        data = seal_manifest(self.keys, self.manifest)
-        await self.seams.executor.run("manifest", lambda: self._manifest_file.write(data))
+        return seal_manifest(self.keys, self.manifest)
+
+    def found_manifest(self) -> None:
+        """Blocking: the first manifest of a new folder, before any file that it would have to list."""
+        self._manifest_file.write(self._next_manifest())
+
+    async def until_done(self, what: str, work: Callable[[], Awaitable[None]]) -> None:
+        """Background work that must not be left half done: again after every failure of the disk, until it is cancelled."""
+        while True:
+            try:
+                return await work()
+            except OSError as problem:
+                logger.warning("%s failed (%s), again in %d ms", what, problem, self.options.recover_retry_ms)
+                await asyncio.sleep(self.options.recover_retry_ms / 1000)
 
     def take_number(self) -> int:
         number = self.manifest.next_file
@@ -111,12 +131,11 @@ class LogStore:
         unattributed: Sequence[DamagedRange] = (),
     ) -> None:
         """Give a full journal its footer: footer, fsync, manifest. Its indexes then live on disk."""
-        extents = self.live_extents(file)
+        extents = [extent for extent in self.live_extents(file) if extent.index is not None]
         parts = [(extent.summary, extent.index) for extent in extents if extent.index is not None]
         known = [key for key in keys if key.topic_id in self._topic_ids()]
         summary = Summary(1, file.number, [], known, [], list(unattributed), first_group, last_group)
-        buffers, tag, placed = build_footer(self.keys, file.number, data_end, parts, summary)
-        await self.seams.executor.run("background", lambda: self._write_footer(file.file, data_end, buffers))
+        tag, placed = await self.seams.executor.run("background", lambda: self._write_footer(file, data_end, parts, summary))
         file.entry = msgspec.structs.replace(file.entry, state=FileState.SEALED, data_end=data_end, summary_tag=tag)
         await self.save_manifest()
         self.summaries[file.number] = msgspec.structs.replace(summary, partitions=placed)
@@ -128,12 +147,16 @@ class LogStore:
     def _topic_ids(self) -> set[bytes]:
         return {topic_id for topic_id, _ in self.partitions}
 
-    def _write_footer(self, file: File, data_end: int, buffers: Sequence[bytes]) -> None:
-        """Blocking. What a cut tail left behind `data_end` goes first."""
-        if file.size() > data_end:
-            file.truncate(data_end)
-        file.write_at(data_end, buffers)
-        file.sync()
+    def _write_footer(
+        self, file: LogFile, data_end: int, parts: Sequence[tuple[PartitionSummary, BatchIndex]], summary: Summary
+    ) -> tuple[bytes, list[PartitionSummary]]:
+        """Blocking. What a cut tail left behind `data_end` goes first. Nothing grows in this file any more."""
+        buffers, tag, placed = build_footer(self.keys, file.number, data_end, parts, summary)
+        if file.file.size() > data_end:
+            file.file.truncate(data_end)
+        file.file.write_at(data_end, buffers)
+        file.file.sync()
+        return tag, placed
 
     def _settle(self, extent: Extent) -> None:
         """The growing index is dropped; readers take the sealed one from the footer through the cache."""
@@ -165,7 +188,12 @@ class LogStore:
 
     async def drop_snapshot(self, number: int) -> None:
         path = snapshot_path(number)
-        await self.seams.executor.run("background", lambda: self.seams.disk.remove(path))
+        await self.seams.executor.run("background", lambda: self._remove(path))
+
+    def _remove(self, path: str) -> None:
+        """Blocking."""
+        if self.seams.disk.exists(path):
+            self.seams.disk.remove(path)
 
     # -- indexes ----------------------------------------------------------------------------------------------------------
 
