@@ -52,3 +52,16 @@ lock:
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+bench: setup-test
+	$(BIN)/python bench/run.py --save
+
+# One seed: make simulate SEED=7 RUNS=1
+SEED ?= 0
+RUNS ?= 300
+simulate: setup-test
+	$(BIN)/python -m tests.simulation.run --seed $(SEED) --runs $(RUNS)
+
+# The slow proofs; the dated report under docs/reports is committed.
+campaign: setup-test
+	$(BIN)/python -m tests.campaign

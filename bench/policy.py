@@ -35,15 +35,15 @@ def topic(dice: random.Random) -> str:
     return dice.choice([f"team{number}.orders", f"team{number}.secret.keys", f"shared{number % 50}"])
 
 
-def best_us(decide: Callable[..., Decision], asked: list[tuple[Principal, Action, str]]) -> float:
-    """The best of a few rounds: what the code costs, not what else the machine was doing."""
-    rounds_us = []
+def rounds_us(decide: Callable[..., Decision], asked: list[tuple[Principal, Action, str]]) -> list[float]:
+    """Sorted: the best round is what the code costs, the median also what else the machine was doing."""
+    measured = []
     for _ in range(ROUNDS):
         start = time.process_time_ns()
         for question in asked:
             decide(*question)
-        rounds_us.append((time.process_time_ns() - start) / len(asked) / 1e3)
-    return min(rounds_us)
+        measured.append((time.process_time_ns() - start) / len(asked) / 1e3)
+    return sorted(measured)
 
 
 def main() -> int:
@@ -55,7 +55,7 @@ def main() -> int:
     policy = Policy([role(n) for n in range(ROLES)], bindings)
     compiled_ms = (time.process_time_ns() - start) / 1e6
     users = [Principal(f"user:{n}", PrincipalKind.USER, "token") for n in range(USERS)]
-    own = {}
+    own: dict[str, list[str]] = {}
     for binding in bindings:
         own.setdefault(binding.principals[0], []).append(binding.role.removeprefix("role"))
     asked = []
@@ -65,16 +65,18 @@ def main() -> int:
         asked.append((user, dice.choice((Action.PUBLISH, Action.READ)), where))
 
     denied = sum(isinstance(policy.decide(*question), NoKeys) for question in asked)
-    uncached_us = best_us(policy.decide, asked)
+    uncached = rounds_us(policy.decide, asked)
     engine = PolicyEngine(policy, decisions_max=4 * DECISIONS)
-    cached_us = best_us(engine.decide, asked)
+    cached = rounds_us(engine.decide, asked)
 
     print(f"{ROLES:,} roles, {USERS:,} users x {ROLES_PER_USER}, {3 * ROLES:,} rules; compiled in {compiled_ms:.0f} ms")
-    print(f"{DECISIONS:,} decisions, {denied / DECISIONS:.0%} denied; us of CPU per decision, best of {ROUNDS}")
+    print(f"{DECISIONS:,} decisions, {denied / DECISIONS:.0%} denied; us of CPU per decision, best and median of {ROUNDS} rounds")
     met = True
-    for name, us, us_max in (("cached", cached_us, CACHED_US_MAX), ("uncached", uncached_us, UNCACHED_US_MAX)):
-        met &= us <= us_max
-        print(f"{name:<10}{us:6.2f}   target <= {us_max:.1f}   {'MET' if us <= us_max else 'MISSED'}")
+    for name, us, us_max in (("cached", cached, CACHED_US_MAX), ("uncached", uncached, UNCACHED_US_MAX)):
+        met &= us[0] <= us_max
+        print(
+            f"{name:<10}{us[0]:6.2f} {us[ROUNDS // 2]:6.2f}   target <= {us_max:.1f}   {'MET' if us[0] <= us_max else 'MISSED'}"
+        )
     return 0 if met else 1
 
 

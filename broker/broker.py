@@ -7,6 +7,8 @@ What is published in one call is one append: all of it is stored, or none.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import count
+from typing import cast
 
 import msgspec
 
@@ -16,7 +18,8 @@ from broker.delivery.position import Position, find_start
 from broker.delivery.subscription import Subscription, record_bytes
 from broker.engine.base import Append, Appended, Capabilities, Damage, Engine, PartitionOffsets, Stored, Topic
 from broker.errors import BatchRefused, RecordTooLarge, TopicExists, UnknownPartition, UnknownTopic
-from broker.record import MESSAGE_ID_HEADER, Record, new_message_id
+from broker.message_ids import message_ids
+from broker.record import MESSAGE_ID_HEADER, Record
 from broker.seams import Clock
 from broker.topics.configs import batch_bytes_max, edge_compression
 from broker.topics.partitioner import Partitioner
@@ -90,8 +93,8 @@ class Broker:
 
     async def create_topic(self, name: str, partitions: int | None = None, configs: Mapping[str, str] | None = None) -> Topic:
         """TopicExists, IllegalTopicName, InvalidConfig."""
-        count = self._options.partitions_default if partitions is None else partitions
-        return await self._engine.create_topic(name, count, configs or {})
+        number = self._options.partitions_default if partitions is None else partitions
+        return await self._engine.create_topic(name, number, configs or {})
 
     async def alter_topic(
         self, name: str, *, partitions: int | None = None, configs: Mapping[str, str | None] | None = None
@@ -129,14 +132,14 @@ class Broker:
 
     def _complete(self, topic: Topic, records: Sequence[Outgoing]) -> dict[int, list[Draft]]:
         """Per partition what its batch is built from. The one loop over the records of a publish: keep it lean."""
-        now_ms = self._clock.now_ms()
+        now_ms, ids = self._clock.now_ms(), message_ids()
         partition_of = self._partitioner(topic).partition
         partitions = topic.partitions
         drafts: dict[int, list[Draft]] = {}
         for record in records:
             message_id = record.message_id
             if message_id is None:
-                message_id = record.message_id = new_message_id()
+                message_id = record.message_id = next(ids)
             if record.timestamp_ms is None:
                 record.timestamp_ms = now_ms
             partition = record.partition
@@ -167,7 +170,7 @@ class Broker:
         for _, key, value, headers in drafts:
             size = len(key or b"") + len(value or b"") + sum(len(name) + len(content or b"") for name, content in headers)
             if size > limit:
-                raise RecordTooLarge("a record", size, "record_bytes_max", limit)
+                raise RecordTooLarge("a record", size, "broker.record_bytes_max", limit)
 
     def _partitioner(self, topic: Topic) -> Partitioner:
         found = self._partitioners.get(topic.name)
@@ -214,15 +217,9 @@ class Broker:
 
 def _places(records: Sequence[Outgoing], landed: list[Appended]) -> list[tuple[int, int]]:
     """What one append put into a partition follows on each other, in the order of the records."""
-    following = {appended.partition: appended.base_offset for appended in reversed(landed)}
-    places = []
-    for record in records:
-        partition = record.partition
-        assert partition is not None
-        offset = following[partition]
-        following[partition] = offset + 1
-        places.append((partition, offset))
-    return places
+    following = {appended.partition: count(appended.base_offset).__next__ for appended in reversed(landed)}
+    partitions = [cast("int", record.partition) for record in records]
+    return [(partition, following[partition]()) for partition in partitions]
 
 
 def _read_into(page: Page, topic: str, stored: Stored, records_max: int, bytes_max: int) -> bool:

@@ -163,6 +163,7 @@ class RocksStore:
     """RocksDB through rocksdict, raw bytes. Never `sync=True`: it holds the GIL; `flush_wal(True)` releases it."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         options = Options(raw_mode=True)
         options.create_if_missing(True)
         options.set_compression_type(DBCompressionType.none())  # values are sealed: nothing to gain
@@ -175,15 +176,29 @@ class RocksStore:
         self._write_options = WriteOptions()
 
     def get(self, key: bytes) -> bytes | None:
-        found: bytes | None = self._db.get(key)
+        """StorageDamaged when its block does not check."""
+        try:
+            found: bytes | None = self._db.get(key)
+        except Exception as problem:
+            raise self._damaged(problem) from problem
         return found
 
     def items(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
-        rows: Iterator[tuple[bytes, bytes]] = cast("Any", self._db.items(from_key=prefix))
-        for key, value in rows:
-            if not key.startswith(prefix):
-                return
-            yield key, value
+        """StorageDamaged when a block does not check: `Rdict.items` ends there as if that were all, so status is asked for."""
+        rows = self._db.iter()
+        try:
+            rows.seek(prefix)
+            while rows.valid() and cast("bytes", rows.key()).startswith(prefix):
+                yield cast("bytes", rows.key()), cast("bytes", rows.value())
+                rows.next()
+            rows.status()
+        except Exception as problem:
+            raise self._damaged(problem) from problem
+        finally:
+            del rows  # the error's traceback would keep it, and with it the lock that a rebuild needs
+
+    def _damaged(self, problem: Exception) -> StorageDamaged:
+        return StorageDamaged(str(self._path), f"RocksDB does not read it ({problem})")
 
     def write(self, puts: Sequence[tuple[bytes, bytes]], deletes: Sequence[bytes] = ()) -> None:
         batch = WriteBatch(raw_mode=True)
@@ -191,10 +206,18 @@ class RocksStore:
             batch.put(key, value)
         for key in deletes:
             batch.delete(key)
-        self._db.write(batch, self._write_options)
+        self._on_disk(lambda: self._db.write(batch, self._write_options))
 
     def flush(self) -> None:
-        self._db.flush_wal(True)
+        self._on_disk(lambda: self._db.flush_wal(True))
+
+    @staticmethod
+    def _on_disk(work: Callable[[], None]) -> None:
+        """rocksdict raises bare Exception; what a disk refuses is OSError everywhere else."""
+        try:
+            work()
+        except Exception as problem:
+            raise OSError(f"RocksDB: {problem}") from problem
 
     def close(self) -> None:
         self._db.close()

@@ -122,8 +122,17 @@ class Executor(Protocol):
 class Seams(Protocol):
     """All of them, as one argument."""
 
-    clock: Clock
-    random: Random
-    disk: Disk
-    stores: KeyedStores
-    executor: Executor
+    @property
+    def clock(self) -> Clock: ...
+
+    @property
+    def random(self) -> Random: ...
+
+    @property
+    def disk(self) -> Disk: ...
+
+    @property
+    def stores(self) -> KeyedStores: ...
+
+    @property
+    def executor(self) -> Executor: ...

@@ -13,9 +13,9 @@ import asyncio
 import logging
 import struct
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from types import MappingProxyType
-from typing import cast
+from typing import Any, TypeVar, cast
 
 import msgspec
 
@@ -33,6 +33,7 @@ from broker.engine.base import (
 )
 from broker.errors import (
     BatchRefused,
+    BrokerError,
     Closed,
     DiskFailed,
     IllegalTopicName,
@@ -48,7 +49,6 @@ from broker.log.footer import DamagedRange
 from broker.log.journal import Group, PendingBatch, PendingFrame
 from broker.log.layout import FLAG_CONTROL, FLAG_HAS_EXPIRY, FLAG_TRANSACTIONAL
 from broker.log.lookup import Lookup
-from broker.log.manifest import FileState
 from broker.log.merge import Merge, choose
 from broker.log.options import LogOptions
 from broker.log.partition import PartitionLog
@@ -69,6 +69,7 @@ LOCK_PATH = "LOCK"
 NULL_KEY = b"\xff\x00sprawl null key"
 _BATCH_HEAD = struct.Struct(">qiibIhiqqqhii")
 BATCH_HEAD_BYTES = 61
+Result = TypeVar("Result")
 KAFKA_TRANSACTIONAL, KAFKA_CONTROL = 0x10, 0x20
 
 
@@ -96,6 +97,7 @@ class EmbeddedEngine:
         self._committer: Committer
         self._merging: asyncio.Task[None] | None = None
         self._naming = asyncio.Lock()
+        self._changes: dict[asyncio.Task[Any], None] = {}
         self._running = False
         self._batches = 0
         self._merges = 0
@@ -126,7 +128,7 @@ class EmbeddedEngine:
         try:
             self._keystore.load()
         except KeyMissing as missing:
-            if missing.key_id is not None or self._store.manifest_copies():
+            if missing.key_id is not None or self._store.holds_data():
                 raise
             self._keystore.create(self._seams.random.bytes(16))
 
@@ -143,19 +145,40 @@ class EmbeddedEngine:
                 file, found.data_end, found.first_group, found.last_group, list(found.keys.values()), found.unattributed
             )
         await self._seal_repaired()
+        replaced = await self._renew_snapshot(opened.state_group)
         await self._committer.open(opened.last_group)
+        await self._drop_snapshot(replaced)
         await self._begin_epoch()
         self._log_recovery()
 
     async def _seal_repaired(self) -> None:
-        """Files whose footers were damaged get new ones."""
-        for file in list(self._store.files.values()):
-            if file.entry.state is FileState.CLOSED:
-                keys = [
-                    key for extent in self._store.live_extents(file) for key in self._store.known_keys(extent.summary.topic_id)
-                ]
-                last = self._store.repaired_last_group.get(file.number, 0)
-                await self._store.seal_in_place(file, file.entry.data_end, file.entry.first_group, last, keys)
+        """Files whose footers were damaged get new ones. Until then they stay listed with the old ones, and are read as before
+        if the node stops meanwhile."""
+        for number, found in self._store.repaired.items():
+            file = self._store.files[number]
+            topics = dict.fromkeys(extent.summary.topic_id for extent in self._store.live_extents(file))
+            keys = [key for topic_id in topics for key in self._store.known_keys(topic_id)]
+            await self._store.seal_in_place(
+                file, file.entry.data_end, file.entry.first_group, found.last_group, keys, found.unattributed
+            )
+        self._store.repaired.clear()
+
+    async def _renew_snapshot(self, group: int) -> int | None:
+        """The state as found, for the next manifest to list: held twice then, whatever becomes of old journals or of the view.
+        Returns the number of the one it replaces."""
+        old = self._store.manifest.snapshot
+        if not len(self._table):
+            return None
+        number = await self._store.save_snapshot(group, self._table.entries())
+        self._store.list_snapshot(number, group)
+        return old
+
+    async def _drop_snapshot(self, number: int | None) -> None:
+        if number is not None:
+            try:
+                await self._store.drop_snapshot(number)
+            except OSError as problem:
+                logger.warning("snapshot %d is not listed any more and could not be removed: %s", number, problem)
 
     async def _begin_epoch(self) -> None:
         """The first group of this process names its system key and finishes shreddings that a crash interrupted."""
@@ -203,6 +226,8 @@ class EmbeddedEngine:
         if not self._running:
             return
         self._running = False
+        if self._changes:
+            await asyncio.wait(self._changes)
         await self._committer.close()
         if self._merging is not None:
             self._merging.cancel()
@@ -234,6 +259,21 @@ class EmbeddedEngine:
             raise IllegalTopicName(name)
         self._check_partitions(name, partitions)
         check_configs(name, configs)
+        return await self._to_the_end(self._create(name, partitions, configs))
+
+    async def _to_the_end(self, change: Coroutine[Any, Any, Result]) -> Result:
+        """A caller that goes away meanwhile leaves no change half made: durable and not in memory, or the reverse."""
+        task = asyncio.get_running_loop().create_task(change, name="topic change")
+        self._changes[task] = None
+        task.add_done_callback(self._changed)
+        return await asyncio.shield(task)
+
+    def _changed(self, task: asyncio.Task[Any]) -> None:
+        del self._changes[task]
+        if not task.cancelled() and task.exception() is not None:  # taken here too: the caller may be gone
+            logger.info("a change of topics failed: %s", task.exception())
+
+    async def _create(self, name: str, partitions: int, configs: Mapping[str, str]) -> Topic:
         async with self._naming:
             if name in self._topics:
                 raise TopicExists(name)
@@ -250,9 +290,12 @@ class EmbeddedEngine:
         self, name: str, *, partitions: int | None = None, configs: Mapping[str, str | None] | None = None
     ) -> Topic:
         self._require_running()
+        return await self._to_the_end(self._alter(name, partitions, configs or {}))
+
+    async def _alter(self, name: str, partitions: int | None, configs: Mapping[str, str | None]) -> Topic:
         async with self._naming:
             topic = self._topic(name)
-            changed = self._altered(topic, partitions, configs or {})
+            changed = self._altered(topic, partitions, configs)
             await self._commit_entries([_topic_entry(changed)], flush_view=True)
             self._add_topic(changed)
         return changed
@@ -274,12 +317,19 @@ class EmbeddedEngine:
     async def delete_topic(self, name: str) -> None:
         """First the deletion is durable, then the root key goes, then that is noted: a crash in between is finished at start."""
         self._require_running()
+        await self._to_the_end(self._delete(name))
+
+    async def _delete(self, name: str) -> None:
         async with self._naming:
             topic = self._topic(name)
-            self._remove_topic(topic)
-            await self._commit_entries(
-                [Entry(Kind.TOPIC, topic.topic_id, None), Entry(Kind.SHREDDING, topic.topic_id, b"\x01")], flush_view=True
-            )
+            self._remove_topic(topic)  # from here on nothing is appended to it, so nothing follows its deletion
+            try:
+                await self._commit_entries(
+                    [Entry(Kind.TOPIC, topic.topic_id, None), Entry(Kind.SHREDDING, topic.topic_id, b"\x01")], flush_view=True
+                )
+            except BrokerError:
+                self._add_topic(topic)
+                raise
             await self._shred(topic.topic_id)
             self._store.forget_topic(topic.topic_id)
             await self._commit_entries([Entry(Kind.SHREDDING, topic.topic_id, None)], flush_view=False)
@@ -461,13 +511,21 @@ class EmbeddedEngine:
     def _wake(self, names: Sequence[str]) -> None:
         for name in names:
             for wake in list(self._watchers.get(name, ())):
-                wake()
+                try:
+                    wake()
+                except Exception:  # one reader's mistake must not undo what is durable for everybody
+                    logger.exception("a reader of topic %s could not be woken", name)
 
-    async def _visible(self, topic: str, deadline_ms: int) -> bool:
-        """Wait for the next commit on the topic; False when the deadline passed first."""
+    async def _visible(self, topic: str, deadline_ms: int, seen: int) -> bool:
+        """Wait for the next commit on the topic; False when the deadline passed first.
+
+        `seen` is what `next_sequence` was when the caller began to look: a commit since then woke nobody.
+        """
         left_ms = deadline_ms - self._seams.clock.monotonic_ms()
         if left_ms <= 0:
             return False
+        if self._store.next_sequence != seen:
+            return True
         happened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def wake() -> None:
@@ -476,7 +534,9 @@ class EmbeddedEngine:
 
         unwatch = self.watch(topic, wake)
         try:
-            await asyncio.wait_for(happened, left_ms / 1000)
+            # Not `wait_for`: in Python 3.11 it swallows a cancellation that meets the result, and the reader would never end.
+            async with asyncio.timeout(left_ms / 1000):
+                await happened
         except TimeoutError:
             return False
         finally:
@@ -490,10 +550,12 @@ class EmbeddedEngine:
     ) -> Fetched:
         deadline_ms = self._seams.clock.monotonic_ms() + wait_max_ms
         while True:
+            seen = self._store.next_sequence
             fetched = await self._fetch_now(topic, partition, offset, bytes_max)
-            if sum(len(stored.batch) for stored in fetched.batches) >= bytes_min or fetched.damage:
+            cut_short = fetched.next_offset < fetched.high_watermark  # by `bytes_max`: waiting would not bring more
+            if cut_short or fetched.damage or sum(len(stored.batch) for stored in fetched.batches) >= bytes_min:
                 return fetched
-            if not await self._visible(topic, deadline_ms):
+            if not await self._visible(topic, deadline_ms, seen):
                 return fetched
 
     async def _fetch_now(self, name: str, partition: int, offset: int, bytes_max: int) -> Fetched:
@@ -523,11 +585,12 @@ class EmbeddedEngine:
     ) -> Tail:
         deadline_ms = self._seams.clock.monotonic_ms() + wait_max_ms
         while True:
+            seen = self._store.next_sequence
             tail = await self._tail_now(topic, from_sequence, bytes_max, partitions, key)
             if tail.batches or tail.damage:
                 return tail
             from_sequence = max(from_sequence, tail.next_sequence)
-            if not await self._visible(topic, deadline_ms):
+            if not await self._visible(topic, deadline_ms, seen):
                 return tail
 
     async def _tail_now(
@@ -610,22 +673,27 @@ class EmbeddedEngine:
         while self._running and (inputs := choose(self._store)):
             merge = Merge(self._store, inputs)
             try:
-                snapshot = await self._write_merged(merge)
+                snapshot, group = await self._write_merged(merge)
             except (OSError, KeyProblem) as problem:
                 # Nothing was replaced yet: what was written is removed and the next full journal tries again.
                 logger.warning("merge of %d files put off: %s", len(inputs), problem)
-                await self._seams.executor.run("background", merge.abandon)
-                return
-            await merge.take_over(snapshot)
+                return await self._abandon(merge)
+            await merge.take_over(snapshot, group)
             self._merges += 1
             self._merged_bytes += merge.bytes_moved
 
-    async def _write_merged(self, merge: Merge) -> int:
-        """All that must be durable before the manifest lists the merged files; returns the snapshot's number."""
+    async def _abandon(self, merge: Merge) -> None:
+        try:
+            await self._seams.executor.run("background", merge.abandon)
+        except OSError as problem:
+            logger.warning("what a merge wrote could not be removed (%s); the next start does it", problem)
+
+    async def _write_merged(self, merge: Merge) -> tuple[int, int]:
+        """All that must be durable before the manifest lists the merged files; returns the snapshot's number and its group."""
         await merge.write()
         entries = self._table.entries()
         group = await self._committer.flush_view()
-        return await self._store.save_snapshot(group, entries)
+        return await self._store.save_snapshot(group, entries), group
 
 
 def _flags(attributes: int, has_expiry: bool) -> int:

@@ -55,6 +55,7 @@ class Committer:
         self._last_group = 0
         self._failed: Exception | None = None
         self._closing = False
+        self._view_failed = False
         self.groups = 0
         self.bytes_written = 0
         self.failures = 0
@@ -136,9 +137,21 @@ class Committer:
         if sync:
             self._sync_journal(group.file)
         if staged is not None:
-            self._view.write(staged)
-            if group.flush_view:
+            self._follow(staged, group.flush_view)
+
+    def _follow(self, staged: StagedWrite | None, flush: bool) -> None:
+        """Blocking. What the journal holds durably is decided, so a view that fails undoes nothing: nothing more is written to
+        it, it stays behind, and the next start brings it up to the journals."""
+        if self._view_failed:
+            return
+        try:
+            if staged is not None:
+                self._view.write(staged)
+            if flush:
                 self._view.flush()
+        except OSError as problem:
+            self._view_failed = True
+            logger.error("the view of the state failed (%s); it is left alone until the next start mends it", problem)
 
     @staticmethod
     def _sync_journal(file: LogFile) -> None:
@@ -175,6 +188,7 @@ class Committer:
         following = await prepared
         following.first_group = journal.last_group + 1
         following.last_group = journal.last_group
+        following.file.entry = msgspec.structs.replace(following.file.entry, first_group=following.first_group)
         self._journal = following
         self._spawn(self._seal(journal))
         return following
@@ -262,7 +276,7 @@ class Committer:
         group.flush_view = True
         try:
             await self._write(group)
-            await self._store.seams.executor.run("commit", self._view.flush)
+            await self._store.seams.executor.run("commit", lambda: self._follow(None, True))
         except OSError as problem:
             logger.warning("the last confirmation was not written (%s); the next start checks the newest group", problem)
 
@@ -270,13 +284,8 @@ class Committer:
         """Make the view durable, saying itself how far it goes; returns the group. Journals up to it need no replay."""
         group = self._last_group
         position = self._view.stage(group, [])
-        await self._store.seams.executor.run("commit", lambda: self._flush_view_now(position))
+        await self._store.seams.executor.run("commit", lambda: self._follow(position, True))
         return group
-
-    def _flush_view_now(self, position: StagedWrite) -> None:
-        """Blocking."""
-        self._view.write(position)
-        self._view.flush()
 
     def pending_bytes(self) -> int:
         return self._pending_bytes

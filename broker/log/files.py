@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 
 from broker.log.manifest import FileEntry
 from broker.seams import Disk, File
+
+logger = logging.getLogger("sprawl.log")
 
 
 class LogFile:
@@ -40,7 +43,10 @@ class LogFile:
             self._holders -= 1
             gone = self._retired and self._holders == 0
         if gone:
-            self._remove()
+            try:
+                self._remove()
+            except OSError as problem:  # not the reader's trouble: unlisted, it goes at the next start
+                logger.warning("%s is not listed any more and could not be removed: %s", self.path, problem)
 
     def retire(self) -> None:
         """The manifest no longer lists it; blocking (unlinks) when nobody reads it."""

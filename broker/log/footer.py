@@ -17,6 +17,7 @@ from broker.log.layout import (
     pack_trailer,
     parse_trailer,
 )
+from broker.log.manifest import decode_content
 from broker.log.sealing import FOOTER_PURPOSE, LogKeys
 from broker.seams import File
 from security.errors import TamperedData
@@ -105,11 +106,13 @@ def read_summary(keys: LogKeys, file: File, path: str, number: int, expected_tag
         raise TamperedData(f"the footer of {path}")
     if trailer.version > FORMAT_VERSION:
         raise FormatUnsupported(path, trailer.version, FORMAT_VERSION)
+    if trailer.summary_position + trailer.summary_bytes + TRAILER_BYTES != size:
+        raise TamperedData(f"the footer of {path} (its trailer points outside)")
     block = file.read_at(trailer.summary_position, trailer.summary_bytes)
     if expected_tag is not None and block[-TAG_BYTES:] != expected_tag:
         raise TamperedData(f"the footer of {path} (not the one the manifest lists)")
     clear = keys.open_for(FOOTER_PURPOSE, block, _summary_data(keys.cluster_id, number, trailer.data_end))
-    return msgspec.msgpack.decode(clear, type=Summary), trailer.data_end
+    return decode_content(path, clear, Summary), trailer.data_end
 
 
 def read_detail(keys: LogKeys, file: File, number: int, part: PartitionSummary) -> BatchIndex:

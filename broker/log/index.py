@@ -1,7 +1,10 @@
 """Where the batches of one partition lie in one file: columns, and which batches hold which key hash.
 
 One index is either growing (the file is being appended to; hashes are kept as they come and grouped when somebody asks) or
-settled (columns of a footer; keys sorted, looked up by bisection). 44 bytes a batch, 12 bytes a key and batch.
+settled (columns of a footer; keys sorted, looked up by bisection). 60 bytes a batch, 12 bytes a key and batch.
+
+The tag of each batch is kept, so that a read is bound to the very batch that became visible: one that was validly sealed for the
+same place, and rolled back, does not pass.
 """
 
 from __future__ import annotations
@@ -12,6 +15,9 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from broker.log.layout import TAG_BYTES
+
+_COLUMN_BYTES = 44 + TAG_BYTES
 _COUNTS = struct.Struct("<II")
 
 
@@ -26,6 +32,7 @@ class Place(NamedTuple):
     sequence: int
     max_timestamp_ms: int
     flags: int
+    tag: bytes
 
 
 class BatchIndex:
@@ -45,6 +52,7 @@ class BatchIndex:
         "positions",
         "sequences",
         "sizes",
+        "tags",
     )
 
     def __init__(self) -> None:
@@ -55,6 +63,7 @@ class BatchIndex:
         self.sizes = array("I")
         self.deltas = array("I")
         self.flags = array("I")
+        self.tags = bytearray()
         self.key_hashes = array("Q")
         self.key_ordinals = array("I")
         self._opaque: list[int] = []
@@ -74,6 +83,7 @@ class BatchIndex:
         sequence: int,
         max_timestamp_ms: int,
         flags: int,
+        tag: bytes,
         key_hashes: Sequence[int] | None,
     ) -> None:
         runs = self._runs
@@ -89,6 +99,7 @@ class BatchIndex:
         self.sizes.append(size)
         self.deltas.append(delta)
         self.flags.append(flags)
+        self.tags += tag
 
     def place(self, ordinal: int) -> Place:
         base = self.base_offsets[ordinal]
@@ -101,6 +112,7 @@ class BatchIndex:
             self.sequences[ordinal],
             self.max_timestamps[ordinal],
             self.flags[ordinal],
+            bytes(self.tags[TAG_BYTES * ordinal : TAG_BYTES * (ordinal + 1)]),
         )
 
     def at_offset(self, offset: int) -> int:
@@ -141,12 +153,17 @@ class BatchIndex:
 
     def size_in_memory(self) -> int:
         """Bytes the columns take: what a cache of settled indexes is bounded by."""
-        return 44 * len(self.base_offsets) + 12 * len(self.key_hashes) + 512
+        return _COLUMN_BYTES * len(self.base_offsets) + 12 * len(self.key_hashes) + 512
 
     def to_columns(self) -> bytes:
         """The footer's detail block in clear (decision 0001, section 7). Of an index that no longer grows: runs on a lane."""
         hashes, ordinals = (self.key_hashes, self.key_ordinals) if self._runs is None else _sorted_keys(self._runs)
-        columns = (
+        columns = [column.tobytes() for column in self._columns()]
+        return b"".join([_COUNTS.pack(len(self), len(hashes)), *columns, self.tags, hashes.tobytes(), ordinals.tobytes()])
+
+    def _columns(self) -> tuple[array[int], ...]:
+        """Of numbers, one a batch, in the order of the format."""
+        return (
             self.base_offsets,
             self.positions,
             self.sequences,
@@ -154,34 +171,25 @@ class BatchIndex:
             self.sizes,
             self.deltas,
             self.flags,
-            hashes,
-            ordinals,
         )
-        return _COUNTS.pack(len(self), len(hashes)) + b"".join([column.tobytes() for column in columns])
 
     @classmethod
     def from_columns(cls, clear: bytes, complete_flag: int) -> BatchIndex:
         """Raises ValueError when the counts do not fit the bytes."""
-        batches, keys = _COUNTS.unpack_from(clear)
-        if len(clear) != _COUNTS.size + 44 * batches + 12 * keys:
+        batches, keys = _COUNTS.unpack_from(clear) if len(clear) >= _COUNTS.size else (0, 0)
+        if len(clear) != _COUNTS.size + _COLUMN_BYTES * batches + 12 * keys:
             raise ValueError(f"a detail block of {len(clear)} bytes for {batches} batches and {keys} keys")
         index = cls()
         index._runs = None
         at = _COUNTS.size
-        for column, count in (
-            (index.base_offsets, batches),
-            (index.positions, batches),
-            (index.sequences, batches),
-            (index.max_timestamps, batches),
-            (index.sizes, batches),
-            (index.deltas, batches),
-            (index.flags, batches),
-            (index.key_hashes, keys),
-            (index.key_ordinals, keys),
-        ):
-            size = column.itemsize * count
+        for column in index._columns():
+            size = column.itemsize * batches
             column.frombytes(clear[at : at + size])
             at += size
+        index.tags += clear[at : at + TAG_BYTES * batches]
+        at += TAG_BYTES * batches
+        index.key_hashes.frombytes(clear[at : at + 8 * keys])
+        index.key_ordinals.frombytes(clear[at + 8 * keys :])
         index._opaque = [ordinal for ordinal, flags in enumerate(index.flags) if not flags & complete_flag]
         return index
 

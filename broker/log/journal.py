@@ -98,8 +98,12 @@ class ActiveJournal:
     def assemble(
         self, keys: LogKeys, pending: deque[PendingFrame], group_bytes_max: int, durable_through: int, now_ms: int, sequence: int
     ) -> Group:
-        """Take frames up to the bound (at least one, if any). `sequence`: the next one, for a group without batches."""
-        frames = self._take(pending, group_bytes_max)
+        """Take frames up to the bound (at least one, if any). `sequence`: the next one, for a group without batches.
+
+        They leave `pending` when the group is whole: whatever fails before, they are still there to be refused.
+        """
+        frames = self._up_to(pending, group_bytes_max)
+        taken = len(frames)
         group = Group(self.file, self.last_group + 1, self.end, frames)
         self._lead_with_new_keys(keys, frames, sequence)
         body = sum(frame.size for frame in frames)
@@ -115,17 +119,20 @@ class ActiveJournal:
         body = at - self.end - GROUP_HEADER_BYTES
         buffers[0] = pack_group_header(header._replace(body_bytes=body))
         group.buffers, group.end = buffers, at
+        for _ in range(taken):
+            pending.popleft()
         return group
 
     @staticmethod
-    def _take(pending: deque[PendingFrame], group_bytes_max: int) -> list[PendingFrame]:
-        taken: list[PendingFrame] = []
+    def _up_to(pending: deque[PendingFrame], group_bytes_max: int) -> list[PendingFrame]:
+        frames: list[PendingFrame] = []
         size = 0
-        while pending and (not taken or size + pending[0].size <= group_bytes_max):
-            frame = pending.popleft()
+        for frame in pending:
             size += frame.size
-            taken.append(frame)
-        return taken
+            if frames and size > group_bytes_max:
+                break
+            frames.append(frame)
+        return frames
 
     def _lead_with_new_keys(self, keys: LogKeys, frames: list[PendingFrame], sequence: int) -> None:
         """A file carries every wrapped key that its batches use, ahead of the first of them."""

@@ -222,7 +222,8 @@ def pack_batch_header(
 def parse_batch_header(buffer: Buffer, position: int = 0) -> BatchHeader | None:
     if buffer[position : position + 4] != BATCH_MAGIC or not _check(buffer, position, BATCH_HEADER_BYTES):
         return None
-    return BatchHeader._make(_BATCH.unpack_from(buffer, position))
+    header = BatchHeader._make(_BATCH.unpack_from(buffer, position))
+    return header if header.sealed_bytes >= BATCH_HEADER_BYTES + 8 * header.key_hashes + TAG_BYTES else None
 
 
 def pack_trailer(number: int, data_end: int, summary_position: int, summary_bytes: int) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from broker.engine.base import Stored
 from broker.errors import DiskFailed
 from broker.log.files import LogFile
 from broker.log.footer import DamagedRange
+from broker.log.index import BatchIndex
 from broker.log.partition import Extent, PartitionLog
 from broker.log.reader import ReadBack, Wanted, read_batches
 from broker.log.store import LogStore
@@ -121,18 +123,18 @@ class Lookup:
     ) -> list[tuple[int, int, Stored | Wanted]]:
         """One partition's next batches in commit order: all there are, or more than `bytes_max` and more than one, so that the
         last of a row cut short is never taken and nothing behind it is passed by."""
-        if sequence > log.ring_floor:
+        if key_hash is None and sequence > log.ring_floor:
             return [(found.sequence, len(found.batch), found) for found in log.ring.from_sequence(sequence)]
         row: list[tuple[int, int, Stored | Wanted]] = []
         size, reached = 0, sequence
         while (extent := _extent_with(log, reached)) is not None:
             held.add(extent.file)
             index = await self._store.index_of(extent)
-            start = index.at_sequence(reached)
-            ordinals = range(start, len(index)) if key_hash is None else [o for o in index.with_key(key_hash) if o >= start]
-            for ordinal in ordinals:
+            for ordinal in _ordinals(index, index.at_sequence(reached), key_hash):
                 place = index.place(ordinal)
-                row.append((place.sequence, place.size, Wanted(extent.file, place, log.topic_id, log.partition)))
+                recent = None if key_hash is None else log.ring.at(place.base_offset)
+                item = recent or Wanted(extent.file, place, log.topic_id, log.partition)
+                row.append((place.sequence, place.size, item))
                 size += place.size
                 if size > bytes_max and len(row) > 1:
                     return row
@@ -235,6 +237,14 @@ class Lookup:
                 return await self._store.seams.executor.run("read", lambda: read_batches(self._store.keys, wanted))
             except OSError as problem:
                 raise DiskFailed("reading", str(problem)) from problem
+
+
+def _ordinals(index: BatchIndex, start: int, key_hash: int | None) -> Sequence[int]:
+    """Batches from `start` on, all or those that may hold the key."""
+    if key_hash is None:
+        return range(start, len(index))
+    held = index.with_key(key_hash)
+    return held[bisect_left(held, start) :]
 
 
 def _extent_from(log: PartitionLog, offset: int) -> Extent | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from enum import IntEnum
+from typing import TypeVar
 
 import msgspec
 from crc32c import crc32c
@@ -14,9 +15,16 @@ from broker.log.sealing import MANIFEST_PURPOSE, LogKeys
 from security.errors import TamperedData
 
 MAGIC = b"SPM1"
+Content = TypeVar("Content")
 _HEADER = struct.Struct("<4sHH16sQI")
 _CRC = struct.Struct("<I")
 HEADER_BYTES = _HEADER.size + _CRC.size
+
+
+class _Preamble(msgspec.Struct, array_like=True):
+    """What every version of a sealed array begins with."""
+
+    version: int
 
 
 class FileKind(IntEnum):
@@ -48,7 +56,8 @@ class FileEntry(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """`next_sequence`: no commit sequence below it is given out again, though the batches that had them may be gone."""
+    """`next_sequence`: no commit sequence below it is given out again, though the batches that had them may be gone.
+    `snapshot_group`: a view older than this needs the snapshot, whose own word for it may be damaged."""
 
     version: int
     number: int
@@ -56,6 +65,7 @@ class Manifest(msgspec.Struct, frozen=True, gc=False, array_like=True):
     files: list[FileEntry]
     snapshot: int | None = None
     next_sequence: int = 1
+    snapshot_group: int = 0
 
 
 def _header(magic: bytes, cluster_id: bytes, number: int, sealed_bytes: int) -> bytes:
@@ -84,6 +94,14 @@ def open_small_file(keys: LogKeys, magic: bytes, purpose: bytes, path: str, data
     return keys.open_for(purpose, data[HEADER_BYTES : HEADER_BYTES + sealed_bytes], data[:HEADER_BYTES])
 
 
+def decode_content(path: str, clear: bytes, kind: type[Content]) -> Content:
+    """The authenticated content of a manifest, snapshot or footer; FormatUnsupported when a newer version wrote it."""
+    version = msgspec.msgpack.decode(clear, type=_Preamble).version
+    if version > FORMAT_VERSION:
+        raise FormatUnsupported(path, version, FORMAT_VERSION)
+    return msgspec.msgpack.decode(clear, type=kind)
+
+
 def seal_manifest(keys: LogKeys, manifest: Manifest) -> bytes:
     return seal_small_file(keys, MAGIC, MANIFEST_PURPOSE, manifest.number, msgspec.msgpack.encode(manifest))
 
@@ -101,7 +119,7 @@ def newest_manifest(keys: LogKeys, copies: list[tuple[str, bytes]]) -> tuple[Man
         except TamperedData:
             damaged.append(path)
             continue
-        manifest = msgspec.msgpack.decode(clear, type=Manifest)
+        manifest = decode_content(path, clear, Manifest)
         if best is None or manifest.number > best.number:
             best = manifest
     if best is None and damaged:

@@ -28,7 +28,7 @@ from broker.log.layout import (
 from broker.log.manifest import FileEntry, FileKind, FileState
 from broker.log.partition import Extent, PartitionLog
 from broker.log.reader import chain_broken
-from broker.log.recovery import key_hashes
+from broker.log.recovery import NOT_CHAINED, key_hashes
 from broker.log.sealing import LogKeys, batch_tag
 from broker.log.store import SEGMENT_FOLDER, LogStore
 from broker.seams import File
@@ -57,6 +57,7 @@ class _Output:
         self.end = FILE_HEADER_BYTES
         self.parts: list[tuple[PartitionSummary, BatchIndex, _Source]] = []
         self.keys: dict[tuple[bytes, int], WrappedKey] = {}
+        self.summary: Summary | None = None
 
     @property
     def temporary(self) -> str:
@@ -98,7 +99,7 @@ class Merge:
         ]
         own = [[source] for source in sources if source.size >= self._store.options.merge_own_bytes]
         rest = [source for source in sources if source.size < self._store.options.merge_own_bytes]
-        return [*own, rest] if rest else own
+        return [*own, rest] if rest or (not own and self._unattributed()) else own
 
     async def _open_output(self) -> _Output:
         number = self._store.take_number()
@@ -139,22 +140,22 @@ class Merge:
             0,
             0,
             0,
-            first.min_sequence,
-            last.max_sequence,
+            min(extent.summary.min_sequence for extent in source.extents),
+            max(extent.summary.max_sequence for extent in source.extents),
             first.chain_in,
             last.chain_out,
             damage=[damage for extent in source.extents for damage in extent.summary.damage],
         )
         index = BatchIndex()
-        known: tuple[int, bytes] | None = None
+        known: _Known | None = None
         for extent in source.extents:
             for chunk in _chunks(extent, await self._store.index_of(extent)):
                 known = await self._copy_chunk(output, chunk, summary, index, known)
         output.parts.append((summary, index, source))
 
     async def _copy_chunk(
-        self, output: _Output, chunk: _Chunk, summary: PartitionSummary, index: BatchIndex, known: tuple[int, bytes] | None
-    ) -> tuple[int, bytes] | None:
+        self, output: _Output, chunk: _Chunk, summary: PartitionSummary, index: BatchIndex, known: _Known | None
+    ) -> _Known | None:
         job = _CopyJob(self._store.keys, chunk, output.file, output.end, known)
         file = chunk.extent.file
         file.hold()
@@ -186,6 +187,7 @@ class Merge:
         parts = [(part, index) for part, index, _ in output.parts]
         tag, placed = await self._store.seams.executor.run("background", lambda: self._finish(output, parts, summary))
         output.entry = msgspec.structs.replace(output.entry, data_end=output.end, summary_tag=tag)
+        output.summary = msgspec.structs.replace(summary, partitions=placed)
         for (part, _, _), done in zip(output.parts, placed, strict=True):
             part.detail_position, part.detail_size = done.detail_position, done.detail_size
 
@@ -205,8 +207,8 @@ class Merge:
     def _sync_segment(file: File) -> None:
         file.sync()
 
-    async def take_over(self, snapshot: int) -> None:
-        """List the outputs instead of the inputs, durably, then let the inputs go.
+    async def take_over(self, snapshot: int, group: int) -> None:
+        """List the outputs instead of the inputs, durably, and the snapshot of the state up to `group`; then let the inputs go.
 
         From the first line on the outputs are what is read, so nothing may be removed until a manifest with them is durable;
         a disk that refuses it is tried again for as long as the node runs (a restart before that still finds the inputs).
@@ -214,12 +216,14 @@ class Merge:
         store = self._store
         for output in self._outputs:
             file = store.attach(output.entry, output.file)
+            assert output.summary is not None
+            store.summaries[file.number] = output.summary
             for part, _, source in output.parts:
                 self._swap(source, Extent(file, part, None))
         for file in self._inputs:
             del store.files[file.number]
         old = store.manifest.snapshot
-        store.manifest = msgspec.structs.replace(store.manifest, snapshot=snapshot)
+        store.list_snapshot(snapshot, group)
         await store.until_done("listing merged files", store.save_manifest)
         await store.until_done("removing merged files", lambda: store.drop_files(self._inputs))
         if old is not None:
@@ -247,16 +251,24 @@ class Merge:
                     self._store.seams.disk.remove(path)
 
 
+class _Known(NamedTuple):
+    """The batch copied before, which the next one must be chained to."""
+
+    base_offset: int
+    next_offset: int
+    tag: bytes
+
+
 class _CopyJob:
     """Reads a chunk, checks every batch, writes the good ones. Runs on a lane; the results are read afterwards."""
 
-    def __init__(self, keys: LogKeys, chunk: _Chunk, target: File, end: int, known: tuple[int, bytes] | None) -> None:
+    def __init__(self, keys: LogKeys, chunk: _Chunk, target: File, end: int, known: _Known | None) -> None:
         self._keys = keys
         self._chunk = chunk
         self._target = target
         self.end = end
         self.known = known
-        self.rows: list[tuple[int, int, int, int, int, int, int, list[int] | None]] = []
+        self.rows: list[tuple[int, int, int, int, int, int, int, bytes, list[int] | None]] = []
         self.damage: list[DamagedRange] = []
         self.key_places: dict[tuple[bytes, int], None] = {}
 
@@ -271,16 +283,17 @@ class _CopyJob:
 
     def _take(self, place: Place, data: bytes, pieces: list[bytes]) -> None:
         header = parse_batch_header(data)
-        if header is None or header.base_offset != place.base_offset or not self._opens(data, header):
+        if header is None or not self._belongs(header, place, data) or not self._opens(data, header):
             # What is lost is named by the index: the batch itself can no longer be trusted to say.
             self.known = None
             self.damage.append(DamagedRange(place.base_offset, place.next_offset, "found damaged while merging"))
             return
-        if self.rows and chain_broken(self.known, header):
-            last = self.rows.pop()
-            pieces.pop()
-            self.end -= last[3]
-            self.damage.append(DamagedRange(last[0], last[0] + last[1] + 1, "not the batch that its successor was chained to"))
+        if self.known is not None and chain_broken(self.known[1:], header):
+            # One of an earlier chunk stays where it was written; the range keeps it from being served.
+            if self.rows:
+                pieces.pop()
+                self.end -= self.rows.pop()[3]
+            self.damage.append(DamagedRange(self.known.base_offset, self.known.next_offset, NOT_CHAINED))
         self.rows.append(
             (
                 header.base_offset,
@@ -290,13 +303,21 @@ class _CopyJob:
                 header.sequence,
                 header.max_timestamp_ms,
                 header.flags,
+                place.tag,
                 key_hashes(data, 0, header),
             )
         )
         pieces.append(data)
         self.end += len(data)
-        self.known = (header.next_offset, batch_tag(data, 0, header))
+        self.known = _Known(header.base_offset, header.next_offset, place.tag)
         self.key_places[header.topic_id, header.key_id] = None
+
+    def _belongs(self, header: BatchHeader, place: Place, data: bytes) -> bool:
+        """Whether it is the batch that became visible there, and no other that opens."""
+        part = self._chunk.extent.summary
+        named = (header.topic_id, header.partition, header.base_offset, header.sequence, header.sealed_bytes)
+        expected = (part.topic_id, part.partition, place.base_offset, place.sequence, place.size)
+        return named == expected and batch_tag(data, 0, header) == place.tag
 
     def _opens(self, data: bytes, header: BatchHeader) -> bool:
         try:
@@ -305,7 +326,7 @@ class _CopyJob:
             raise
         except (TamperedData, KeyProblem):
             return False
-        return header.sealed_bytes == len(data)
+        return True
 
 
 def _chunks(extent: Extent, index: BatchIndex) -> list[_Chunk]:

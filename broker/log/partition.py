@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 
 from broker.engine.base import Stored
@@ -57,6 +57,11 @@ class Ring:
         if self.items[at].next_offset <= offset:
             at += 1
         return iter(self.items[at:])
+
+    def at(self, base_offset: int) -> Stored | None:
+        """The batch that begins at this offset, if the ring has it."""
+        at = bisect_left(self.items, base_offset, lo=self._dropped, key=lambda stored: stored.base_offset)
+        return self.items[at] if at < len(self.items) and self.items[at].base_offset == base_offset else None
 
     def from_sequence(self, sequence: int) -> list[Stored]:
         at = bisect_right(self.items, sequence - 1, lo=self._dropped, key=lambda stored: stored.sequence)
@@ -122,6 +127,7 @@ class PartitionLog:
             stored.sequence,
             stored.max_timestamp_ms,
             flags,
+            tag,
             key_hashes,
         )
         summary.next_offset = stored.next_offset

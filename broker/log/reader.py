@@ -86,7 +86,8 @@ def _open(keys: LogKeys, data: bytes, position: int, want: Wanted) -> tuple[Batc
     if header is None:
         raise _Bad("its header is damaged")
     expected = (want.topic_id, want.partition, want.place.base_offset, want.place.sequence, want.place.size)
-    if (header.topic_id, header.partition, header.base_offset, header.sequence, header.sealed_bytes) != expected:
+    named = (header.topic_id, header.partition, header.base_offset, header.sequence, header.sealed_bytes)
+    if named != expected or batch_tag(data, position, header) != want.place.tag:
         raise _Bad("another batch lies in its place")
     try:
         return header, keys.open_batch(data, position, header)

@@ -32,7 +32,12 @@ from security.crypto.keystore import SYSTEM_TOPIC_ID
 from security.errors import KeyProblem, KeyShredded, TamperedData
 
 PartitionKey = tuple[bytes, int]
+EVERYTHING = 1 << 62
+"""As `durable_through`: the whole file is confirmed."""
 STATE_LOST = "state entries of a frame do not authenticate"
+FRAME_LOST = "a frame was lost, with what state entries it had"
+BATCHES_LOST = "batches lost with their frame"
+NOT_CHAINED = "not the batch that its successor was chained to"
 
 
 class TailCut(msgspec.Struct, frozen=True, gc=False):
@@ -98,7 +103,7 @@ class Recovery:
     ) -> None:
         """`next_sequence`: the first one expected, 0 if that is not known. `last_group`: the newest one before the file.
         `next_first_group`: the first group found after it. `whole` False: the file is read out of its context, so a partition
-        may begin anywhere in it and sequences may jump."""
+        may begin anywhere in it."""
         self.last_group = last_group
         self._keys = keys
         self._chains = chains
@@ -142,8 +147,8 @@ class Recovery:
             return
         found.first_group = self.last_group + 1
         last = walked[0].header.number - 1 if walked else self._last_confirmed_here(durable_through)
-        found.last_group = self.last_group = max(last, found.first_group)
-        self._read_region(found, data, FILE_HEADER_BYTES, region_end, found.first_group, True, key_id)
+        found.last_group = self.last_group = found.first_group if last == EVERYTHING else max(last, found.first_group)
+        self._read_region(found, data, FILE_HEADER_BYTES, region_end, found.last_group, True, key_id)
         found.data_end = region_end
 
     def _read_group(
@@ -159,22 +164,24 @@ class Recovery:
         number = group.header.number
         body_at = group.position + GROUP_HEADER_BYTES
         body_end = body_at + group.header.body_bytes
-        confirmed = number <= durable_through
+        confirmed, through = number <= durable_through, number
         if confirmed and following:
-            body_end = following[0].position
-        elif confirmed and number < self._last_confirmed_here(durable_through):
-            body_end = end
+            body_end, through = following[0].position, following[0].header.number - 1
+        elif confirmed and number < (last := self._last_confirmed_here(durable_through)):
+            body_end, through = end, number if last == EVERYTHING else last
         elif body_end > end:
             if not confirmed:
                 self._cut(found, group.position, end, "the last group is not whole")
                 return
             body_end = end
         found.first_group = found.first_group or number
-        found.last_group = self.last_group = max(number, self.last_group)
+        found.last_group = self.last_group = max(through, self.last_group)
         found.groups += 1
-        if not self._read_region(found, data, body_at, body_end, number, confirmed, key_id):
+        self.note_sequence(found, group.header.first_sequence)
+        if not self._read_region(found, data, body_at, body_end, through, confirmed, key_id):
             self._cut(found, found.data_end, end, "the last group does not check")
             return
+        self.note_sequence(found, group.header.first_sequence + group.header.batches)
         found.data_end = body_end
 
     def _last_confirmed_here(self, durable_through: int) -> int:
@@ -185,23 +192,31 @@ class Recovery:
     def _read_region(
         self, found: RecoveredFile, data: bytes, start: int, end: int, group: int, confirmed: bool, key_id: int
     ) -> bool:
-        """Frames in a region. False when unconfirmed bytes do not check; `data_end` is then before the first of them."""
+        """Frames in a region. False when unconfirmed bytes do not check; `data_end` is then before the first of them.
+
+        `group` is the newest that the region may hold: what it says is replayed into every view that is older.
+        """
         if not confirmed:
             found.data_end = start - GROUP_HEADER_BYTES
         for piece in frames(data, start, end):
             if isinstance(piece, Gap):
                 if not confirmed:
                     return False
-                self._read_gap(found, data, piece)
+                self._read_gap(found, data, piece, group)
             elif not self._read_frame(found, data, piece, group, confirmed, key_id):
                 return False
             if not confirmed:
                 found.data_end = piece.end
         return True
 
-    def _read_gap(self, found: RecoveredFile, data: bytes, gap: Gap) -> None:
+    def _read_gap(self, found: RecoveredFile, data: bytes, gap: Gap, group: int) -> None:
+        if may_hold_frame(gap) and (group > self._view_group or self.next_sequence == 0):
+            found.unattributed.append(DamagedRange(self.next_sequence, self.next_sequence, FRAME_LOST))
         for batch in gap.batches:
-            self._take(found, data, batch)
+            if batch.header is not None:
+                self.note_sequence(found, batch.header.sequence)
+                self._take(found, data, batch)
+                self.next_sequence = max(self.next_sequence, batch.header.sequence + 1)
 
     def _read_frame(self, found: RecoveredFile, data: bytes, frame: FoundFrame, group: int, confirmed: bool, key_id: int) -> bool:
         entries = open_state(self._keys, data, frame, key_id) if frame.state_bytes else []
@@ -216,7 +231,7 @@ class Recovery:
         if not confirmed and not self._all_open(data, frame.batches):
             return False
         found.states.append((group, entries))
-        self._note_sequence(found, frame.first_sequence)
+        self.note_sequence(found, frame.first_sequence)
         for batch in frame.batches:
             self._take(found, data, batch)
         self.next_sequence = max(self.next_sequence, frame.first_sequence + len(frame.batches))
@@ -244,10 +259,10 @@ class Recovery:
             return "its key is unknown"
         return None
 
-    def _note_sequence(self, found: RecoveredFile, sequence: int) -> None:
+    def note_sequence(self, found: RecoveredFile, sequence: int) -> None:
         """Sequences have no holes: a jump means batches that nothing names any more."""
-        if sequence > self.next_sequence > 0 and self._whole:
-            found.unattributed.append(DamagedRange(self.next_sequence, sequence, "batches lost with their frame"))
+        if sequence > self.next_sequence > 0:
+            found.unattributed.append(DamagedRange(self.next_sequence, sequence, BATCHES_LOST))
         self.next_sequence = max(self.next_sequence, sequence)
 
     def _take(self, found: RecoveredFile, data: bytes, batch: FoundBatch) -> None:
@@ -264,7 +279,8 @@ class Recovery:
         next_offset = named.base_offset + named.last_offset_delta + 1
         if problem is not None or batch.header is None:
             if next_offset > chain.next_offset:
-                self._damaged(found, named.topic_id, named.partition, chain, next_offset, problem or "damaged")
+                sequence = self.next_sequence if batch.header is None else batch.header.sequence
+                self._damaged(found, (named.topic_id, named.partition), chain, next_offset, sequence, problem or "damaged")
             return
         self._chain_on(found, data, batch.position, batch.header, chain)
 
@@ -278,39 +294,38 @@ class Recovery:
             found.unattributed.append(stale)
             return
         if header.base_offset > chain.next_offset:
-            self._damaged(found, header.topic_id, header.partition, chain, header.base_offset, "missing")
+            place = (header.topic_id, header.partition)
+            self._damaged(found, place, chain, header.base_offset, header.sequence, "missing")
         elif self.chain_broken(chain.tag, header):
             start = chain.base_offset if chain.base_offset is not None else max(0, header.base_offset - 1)
-            part = self._partition(found, header.topic_id, header.partition, chain, header)
-            reason = "not the batch that its successor was chained to"
-            part.summary.damage.append(DamagedRange(start, header.base_offset, reason))
+            part = self._partition(found, (header.topic_id, header.partition), chain, header.previous_tag, header.sequence)
+            part.summary.damage.append(DamagedRange(start, header.base_offset, NOT_CHAINED))
         self._keep(found, data, position, header, chain)
 
     @staticmethod
     def chain_broken(tag: bytes | None, header: BatchHeader) -> bool:
         return tag is not None and header.previous_tag != tag
 
-    def _damaged(self, found: RecoveredFile, topic_id: bytes, partition: int, chain: Chain, end: int, reason: str) -> None:
+    def _damaged(
+        self, found: RecoveredFile, place: PartitionKey, chain: Chain, end: int, near_sequence: int, reason: str
+    ) -> None:
         assert chain.next_offset is not None
-        part = self._partition(found, topic_id, partition, chain, None)
+        part = self._partition(found, place, chain, chain.tag or NO_TAG, near_sequence)
         part.summary.damage.append(DamagedRange(chain.next_offset, end, reason))
         part.summary.next_offset = max(part.summary.next_offset, end)
         chain.next_offset, chain.tag, chain.base_offset = end, None, None
 
-    def _partition(
-        self, found: RecoveredFile, topic_id: bytes, partition: int, chain: Chain, header: BatchHeader | None
-    ) -> RecoveredPartition:
-        part = found.partitions.get((topic_id, partition))
+    @staticmethod
+    def _partition(found: RecoveredFile, place: PartitionKey, chain: Chain, chain_in: bytes, sequence: int) -> RecoveredPartition:
+        part = found.partitions.get(place)
         if part is None:
-            tag = header.previous_tag if header is not None else chain.tag or NO_TAG
-            low = self.next_sequence if header is None else header.sequence
             start = chain.next_offset or 0
-            summary = PartitionSummary(topic_id, partition, 0, start, start, 0, 0, 0, low, low, tag, tag)
-            part = found.partitions[topic_id, partition] = RecoveredPartition(summary)
+            summary = PartitionSummary(*place, 0, start, start, 0, 0, 0, sequence, sequence, chain_in, chain_in)
+            part = found.partitions[place] = RecoveredPartition(summary)
         return part
 
     def _keep(self, found: RecoveredFile, data: bytes, position: int, header: BatchHeader, chain: Chain) -> None:
-        part = self._partition(found, header.topic_id, header.partition, chain, header)
+        part = self._partition(found, (header.topic_id, header.partition), chain, header.previous_tag, header.sequence)
         hashes = key_hashes(data, position, header)
         tag = batch_tag(data, position, header)
         part.index.add(
@@ -321,6 +336,7 @@ class Recovery:
             header.sequence,
             header.max_timestamp_ms,
             header.flags,
+            tag,
             hashes,
         )
         summary = part.summary
@@ -382,24 +398,36 @@ def first_group(data: bytes, end: int) -> GroupHeader | None:
     return next((group.header for group in groups(data, FILE_HEADER_BYTES, end, salt)), None)
 
 
-def read_states(keys: LogKeys, entry: FileEntry, data: bytes, unattributed: list[DamagedRange]) -> list[tuple[int, list[Entry]]]:
-    """The state entries of a whole journal, by group; what does not authenticate goes to `unattributed`."""
+def read_states(
+    keys: LogKeys, entry: FileEntry, data: bytes, last_group: int, unattributed: list[DamagedRange]
+) -> list[tuple[int, list[Entry]]]:
+    """The state entries of a whole journal, by group; what is lost goes to `unattributed`."""
     keys.keyring.adopt(SYSTEM_TOPIC_ID, entry.system_key_id, entry.wrapped_system_key)
     header = parse_file_header(data[:FILE_HEADER_BYTES])
     salt = header.salt if header is not None else salt_of_groups(data)
     states: list[tuple[int, list[Entry]]] = []
     found = list(groups(data, FILE_HEADER_BYTES, len(data), salt))
-    for at, group in enumerate(found):
-        end = found[at + 1].position if at + 1 < len(found) else len(data)
-        for frame in frames(data, group.position + GROUP_HEADER_BYTES, end):
-            if isinstance(frame, Gap) or not frame.state_bytes:
-                continue
-            entries = open_state(keys, data, frame, entry.system_key_id)
-            if entries is None:
-                unattributed.append(DamagedRange(frame.first_sequence, frame.first_sequence, STATE_LOST))
-            else:
-                states.append((group.header.number, entries))
+    # What lies before the first header that checks is read too: its groups are the ones before that one.
+    starts = [FILE_HEADER_BYTES, *(group.position + GROUP_HEADER_BYTES for group in found)]
+    ends = [*(group.position for group in found), len(data)]
+    newest = [*(group.header.number - 1 for group in found), last_group]
+    for start, end, group in zip(starts, ends, newest, strict=True):
+        for frame in frames(data, start, end):
+            if isinstance(frame, Gap):
+                if may_hold_frame(frame):
+                    unattributed.append(DamagedRange(0, 0, FRAME_LOST))
+            elif frame.state_bytes:
+                entries = open_state(keys, data, frame, entry.system_key_id)
+                if entries is None:
+                    unattributed.append(DamagedRange(frame.first_sequence, frame.first_sequence, STATE_LOST))
+                else:
+                    states.append((group, entries))
     return states
+
+
+def may_hold_frame(gap: Gap) -> bool:
+    """Whether a gap is more than the header of a group that does not check."""
+    return gap.end - gap.position > GROUP_HEADER_BYTES
 
 
 def open_state(keys: LogKeys, data: bytes, frame: FoundFrame, key_id: int) -> list[Entry] | None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import msgspec
 
-from broker.errors import StorageDamaged
+from broker.errors import FormatUnsupported, StorageDamaged
 from broker.log.files import LogFile
 from broker.log.footer import DamagedRange, read_summary
-from broker.log.layout import FILE_HEADER_BYTES, NO_TAG, GroupHeader
+from broker.log.layout import FILE_HEADER_BYTES, FORMAT_VERSION, NO_TAG, GroupHeader, parse_file_header
 from broker.log.manifest import FileEntry, FileKind, FileState, newest_manifest
 from broker.log.partition import Extent
 from broker.log.recovery import (
+    EVERYTHING,
     Chain,
     PartitionKey,
     RecoveredFile,
@@ -29,8 +30,6 @@ from security.crypto.keyring import Keyring
 from security.crypto.keystore import KeyStore
 from security.errors import TamperedData
 
-EVERYTHING = 1 << 62
-
 
 class RecoveryReport(msgspec.Struct, gc=False):
     """What the last start found. `damaged_files`: small files or footers of which a damaged copy was stepped over."""
@@ -46,12 +45,13 @@ class RecoveryReport(msgspec.Struct, gc=False):
 
 
 class Opened(msgspec.Struct, gc=False):
-    """The result of a start, before the first new journal file."""
+    """The result of a start, before the first new journal file. `state_group`: the newest group that changed the state."""
 
     view: StateView
     table: StateTable
     recovered: list[RecoveredFile]
     last_group: int
+    state_group: int
     next_sequence: int
     report: RecoveryReport
 
@@ -65,32 +65,45 @@ class Startup:
         self._keystore = keystore
         self._report = RecoveryReport()
         self._repaired_states: list[tuple[int, list[Entry]]] = []
+        self._damaged_manifests: list[str] = []
+        self._view: StateView | None = None
 
     def run(self) -> Opened:
+        try:
+            return self._run()
+        except BaseException:
+            self._close_view()
+            raise
+
+    def _run(self) -> Opened:
         disk = self._seams.disk
         for folder in (JOURNAL_FOLDER, SEGMENT_FOLDER, STATE_FOLDER):
             disk.make_folder(folder)
         disk.sync_folder("")
         self._new_keys()
         self._load_manifest()
+        self._check_files()
         self._remove_orphans()
         view, group, entries = self._open_view()
         try:
             return self._open_files(view, group, entries)
         except TamperedData as problem:
             # A wrapped key of the view differs from the one in a file: the files are authenticated, so the view is wrong.
-            view.close()
+            self._close_view()
             self._forget_opened()
             self._new_keys()
             view, group, entries = self._rebuild_view(f"it contradicts the files ({problem})")
             return self._open_files(view, group, entries)
 
     def _forget_opened(self) -> None:
+        self._report = RecoveryReport(orphans=self._report.orphans, damaged_files=list(self._damaged_manifests))
         self._repaired_states.clear()
+        self._store.unattributed.clear()
         self._store.close()
         self._store.files.clear()
         self._store.partitions.clear()
         self._store.summaries.clear()
+        self._store.repaired.clear()
 
     def _new_keys(self) -> None:
         keyring = Keyring(self._keystore, self._seams.random.bytes)
@@ -98,6 +111,7 @@ class Startup:
 
     def _load_manifest(self) -> None:
         manifest, damaged = newest_manifest(self._store.keys, self._store.manifest_copies())
+        self._damaged_manifests = damaged
         self._report.damaged_files += damaged
         if manifest is None:
             left = [name for folder in (JOURNAL_FOLDER, SEGMENT_FOLDER) for name in self._seams.disk.list(folder)]
@@ -106,6 +120,22 @@ class Startup:
             self._store.found_manifest()
             return
         self._store.manifest = manifest
+
+    def _check_files(self) -> None:
+        """Refuse what this build cannot read or does not find, by name, before anything is changed."""
+        for entry in self._store.manifest.files:
+            if not self._seams.disk.exists(entry.path):
+                raise StorageDamaged(entry.path, "it is gone, yet the manifest lists it")
+            header = parse_file_header(self._read(entry.path, FILE_HEADER_BYTES))
+            if header is not None and header.version > FORMAT_VERSION:
+                raise FormatUnsupported(entry.path, header.version, FORMAT_VERSION)
+
+    def _read(self, path: str, size_max: int | None = None) -> bytes:
+        file = self._seams.disk.open(path)
+        try:
+            return file.read_at(0, file.size() if size_max is None else size_max)
+        finally:
+            file.close()
 
     def _remove_orphans(self) -> None:
         """What the manifest does not list was never part of the log, or no longer is."""
@@ -120,36 +150,37 @@ class Startup:
 
     # -- view -------------------------------------------------------------------------------------------------------------
 
+    def _new_view(self) -> StateView:
+        self._view = StateView(self._seams.stores.open(VIEW_FOLDER), self._store.keys)
+        return self._view
+
+    def _close_view(self) -> None:
+        """RocksDB holds a lock of its own, so it is closed before it is rebuilt and when a start fails."""
+        if self._view is not None:
+            self._view.close()
+            self._view = None
+
     def _open_view(self) -> tuple[StateView, int, list[Entry]]:
-        view: StateView | None = None
         try:
-            view = StateView(self._seams.stores.open(VIEW_FOLDER), self._store.keys)
+            view = self._new_view()
             group, entries = view.load()
         except (StorageDamaged, TamperedData) as problem:
-            if view is not None:
-                view.close()
+            self._close_view()
             self._new_keys()
             return self._rebuild_view(str(problem))
-        snapshot = self._store.manifest.snapshot
-        if snapshot is not None and group < self._snapshot_group(snapshot):
-            view.close()
+        manifest = self._store.manifest
+        if manifest.snapshot is not None:
+            self._read_snapshot(manifest.snapshot)  # damage is told while the view can still do without it
+        if group < manifest.snapshot_group:
+            self._close_view()
             self._new_keys()
             return self._rebuild_view("it is older than the snapshot that replaced removed journals")
         return view, group, entries
 
-    def _snapshot_group(self, number: int) -> int:
-        found = self._read_snapshot(number)
-        return 0 if found is None else found[0]
-
     def _read_snapshot(self, number: int) -> tuple[int, list[Entry]] | None:
         path = snapshot_path(number)
         try:
-            file = self._seams.disk.open(path)
-            try:
-                data = file.read_at(0, file.size())
-            finally:
-                file.close()
-            snapshot = open_snapshot(self._store.keys, path, data)
+            snapshot = open_snapshot(self._store.keys, path, self._read(path))
         except (TamperedData, FileNotFoundError):
             if path not in self._report.damaged_files:
                 self._report.damaged_files.append(path)
@@ -165,7 +196,7 @@ class Startup:
                 raise StorageDamaged(VIEW_FOLDER, f"{reason}; and its snapshot is damaged too: state cannot be restored")
             group, entries = found
         self._seams.stores.destroy(VIEW_FOLDER)
-        view = StateView(self._seams.stores.open(VIEW_FOLDER), self._store.keys)
+        view = self._new_view()
         table = StateTable()
         table.apply(entries)
         table.adopt_keys(self._store.keys)
@@ -193,12 +224,12 @@ class Startup:
         recovered, last_group, ahead = self._recover(unsealed, view_group, sealed_last_group)
         self._join_extents()
         if ahead:
-            view, view_group, entries = self._view_was_ahead(view)
+            view, view_group, entries = self._view_was_ahead()
             table = StateTable()
             table.apply(entries)
-        self._replay(view, table, view_group, recovered)
+        state_group = self._replay(view, table, view_group, recovered)
         self._report.journals = len(unsealed)
-        return Opened(view, table, recovered, last_group, self._next_sequence(recovered), self._report)
+        return Opened(view, table, recovered, last_group, state_group, self._next_sequence(recovered), self._report)
 
     def _next_sequence(self, recovered: list[RecoveredFile]) -> int:
         seen = [extent.summary.max_sequence + 1 for log in self._store.partitions.values() for extent in log.extents]
@@ -221,7 +252,9 @@ class Startup:
     def _read_without_footer(self, entry: FileEntry) -> int:
         """A sealed file whose footer is damaged: its own bytes say it all once more."""
         file = self._store.files[entry.number]
-        recovery = Recovery(self._store.keys, {}, 0, EVERYTHING, 0, None, whole=False)
+        journals = [other for other in self._store.manifest.files if other.kind is FileKind.JOURNAL]
+        following = min((other.first_group for other in journals if other.number > entry.number), default=None)
+        recovery = Recovery(self._store.keys, {}, 0, EVERYTHING, entry.first_group - 1, following, whole=False)
         data = file.file.read_at(0, entry.data_end)
         if entry.kind is FileKind.JOURNAL:
             found = recovery.read_journal(entry, data, EVERYTHING, entry.data_end)
@@ -229,9 +262,8 @@ class Startup:
             found = recovery.read_segment(entry, data, entry.data_end)
         self._add_recovered(file, found)
         self._repaired_states += found.states
-        file.entry = msgspec.structs.replace(entry, state=FileState.CLOSED, summary_tag=b"")
         self._store.footers_repaired += 1
-        self._store.repaired_last_group[entry.number] = found.last_group
+        self._store.repaired[entry.number] = found
         return found.last_group
 
     def _add_recovered(self, file: LogFile, found: RecoveredFile) -> None:
@@ -297,7 +329,8 @@ class Startup:
             self._add_recovered(self._store.files[entry.number], found)
             recovered.append(found)
         newest = max([newest, sealed_last_group, *(entry.first_group - 1 for entry in unsealed)])
-        return recovered, newest, view_group > newest
+        # A number that the view knows is not given out again, even if its group is lost.
+        return recovered, max(newest, view_group), view_group > newest
 
     def _read_unsealed(
         self,
@@ -310,16 +343,22 @@ class Startup:
         first: GroupHeader | None,
         firsts: dict[int, GroupHeader | None],
     ) -> RecoveredFile:
+        following = self._first_group_after(entry.number, firsts)
         recovery = Recovery(
             self._store.keys,
             self._chains_before(EVERYTHING if first is None else first.first_sequence),
             first.first_sequence if first is not None and first.number == last_group + 1 else 0,
             view_group,
             last_group,
-            self._first_group_after(entry.number, firsts),
+            following,
         )
         closed = entry.state is FileState.CLOSED
         found = recovery.read_journal(entry, data, EVERYTHING if closed else durable, end)
+        if found.tail_cut is None and found.last_group + 1 == following:
+            # The next file says with which sequence it goes on: what is missing before it was lost at this one's end.
+            for header in firsts.values():
+                if header is not None and header.number == following:
+                    recovery.note_sequence(found, header.first_sequence)
         found.next_sequence = recovery.next_sequence
         return found
 
@@ -339,14 +378,15 @@ class Startup:
         data = file.read_at(0, end)
         return data, len(data)
 
-    def _view_was_ahead(self, view: StateView) -> tuple[StateView, int, list[Entry]]:
+    def _view_was_ahead(self) -> tuple[StateView, int, list[Entry]]:
         """It reflects a group that the journal no longer has: only damage to the newest group can do that."""
         self._report.view_ahead = True
-        view.close()
+        self._close_view()
         return self._rebuild_view("it reflects groups that the journal has lost")
 
-    def _replay(self, view: StateView, table: StateTable, view_group: int, recovered: list[RecoveredFile]) -> None:
-        """Bring the view up to the journals, sealed ones too, and make it durable before anything is built on it."""
+    def _replay(self, view: StateView, table: StateTable, view_group: int, recovered: list[RecoveredFile]) -> int:
+        """Bring the view up to the journals, sealed ones too, and make it durable before anything is built on it; returns the
+        newest group that it reflects."""
         states = [state for found in recovered for state in found.states]
         states += self._sealed_states(view_group) + self._repaired_states
         newest = view_group
@@ -361,6 +401,7 @@ class Startup:
         if later or newest > view_group:
             table.adopt_keys(self._store.keys)
             self._write_view(view, newest, later)
+        return newest
 
     def _sealed_states(self, view_group: int) -> list[tuple[int, list[Entry]]]:
         """Entries of sealed journals that the view does not reflect: only after it was lost, as sealing flushes it."""
@@ -369,7 +410,7 @@ class Startup:
             file = self._store.files[number]
             if file.entry.kind is FileKind.JOURNAL and summary.last_group > view_group:
                 data = file.file.read_at(0, file.entry.data_end)
-                states += read_states(self._store.keys, file.entry, data, self._store.unattributed)
+                states += read_states(self._store.keys, file.entry, data, summary.last_group, self._store.unattributed)
         return states
 
     def _write_view(self, view: StateView, group: int, entries: list[Entry]) -> None:

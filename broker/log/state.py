@@ -13,7 +13,7 @@ from enum import IntEnum
 import msgspec
 
 from broker.errors import StorageDamaged
-from broker.log.manifest import open_small_file, seal_small_file
+from broker.log.manifest import decode_content, open_small_file, seal_small_file
 from broker.log.sealing import SNAPSHOT_PURPOSE, LogKeys
 from broker.seams import KeyedStore
 from security.crypto.keystore import SYSTEM_TOPIC_ID
@@ -135,7 +135,7 @@ def seal_snapshot(keys: LogKeys, group: int, entries: list[Entry]) -> bytes:
 
 
 def open_snapshot(keys: LogKeys, path: str, data: bytes) -> Snapshot:
-    return msgspec.msgpack.decode(open_small_file(keys, SNAPSHOT_MAGIC, SNAPSHOT_PURPOSE, path, data), type=Snapshot)
+    return decode_content(path, open_small_file(keys, SNAPSHOT_MAGIC, SNAPSHOT_PURPOSE, path, data), Snapshot)
 
 
 class StateTable:

@@ -21,9 +21,9 @@ from broker.log.layout import FILE_HEADER_BYTES
 from broker.log.manifest import FileEntry, FileKind, FileState, Manifest, seal_manifest
 from broker.log.options import LogOptions
 from broker.log.partition import Extent, PartitionLog
-from broker.log.recovery import PartitionKey, key_hashes
+from broker.log.recovery import NOT_CHAINED, PartitionKey, RecoveredFile, key_hashes
 from broker.log.scan import batches
-from broker.log.sealing import LogKeys
+from broker.log.sealing import LogKeys, batch_tag
 from broker.log.state import Entry, seal_snapshot
 from broker.log.two_copies import TwoCopyFile
 from broker.seams import File, Seams
@@ -32,6 +32,7 @@ from security.errors import TamperedData
 logger = logging.getLogger("sprawl.log")
 
 JOURNAL_FOLDER, SEGMENT_FOLDER, STATE_FOLDER, VIEW_FOLDER = "journal", "segments", "state", "view"
+HEADER_LOST = "its header is damaged, and the footer that named it"
 _SALT = struct.Struct("<Q")
 
 
@@ -50,7 +51,7 @@ class LogStore:
         self.next_sequence = 1  # the next one to become visible
         self.sealed_in_place = 0
         self.footers_repaired = 0
-        self.repaired_last_group: dict[int, int] = {}
+        self.repaired: dict[int, RecoveredFile] = {}  # read without their footers, to be sealed again
         self._manifest_file = TwoCopyFile(seams.disk, "", "manifest")
         self._indexes: OrderedDict[tuple[int, bytes, int], BatchIndex] = OrderedDict()
         self._indexes_bytes = 0
@@ -60,6 +61,10 @@ class LogStore:
     def manifest_copies(self) -> list[tuple[str, bytes]]:
         """Blocking."""
         return self._manifest_file.read_all()
+
+    def holds_data(self) -> bool:
+        """Blocking. Whether anything lies here that a key store must belong to."""
+        return bool(self.manifest_copies()) or any(map(self.seams.disk.list, (JOURNAL_FOLDER, SEGMENT_FOLDER)))
 
     async def save_manifest(self) -> None:
         """Make the present list of files durable. Each save holds all that was decided before it; the lane keeps their order."""
@@ -186,6 +191,10 @@ class LogStore:
         await self.seams.executor.run("background", lambda: self._create(snapshot_path(number), STATE_FOLDER, data).close())
         return number
 
+    def list_snapshot(self, number: int, group: int) -> None:
+        """With the next manifest."""
+        self.manifest = msgspec.structs.replace(self.manifest, snapshot=number, snapshot_group=group)
+
     async def drop_snapshot(self, number: int) -> None:
         path = snapshot_path(number)
         await self.seams.executor.run("background", lambda: self._remove(path))
@@ -212,33 +221,48 @@ class LogStore:
         try:
             found = await self.seams.executor.run("read", lambda: read_detail(self.keys, file.file, file.number, part))
         except TamperedData:
-            found = await self.seams.executor.run("read", lambda: self._reindex(file, part))
+            made, damage = await self.seams.executor.run("read", lambda: self._reindex(file, part))
             self.footers_repaired += 1
-            extent.index = found
-            return found
+            part.damage += [lost for lost in damage if not _known(lost, part.damage)]
+            extent.index = made
+            return made
         finally:
             file.release()
         self._cache(place, found)
         return found
 
-    def _reindex(self, file: LogFile, part: PartitionSummary) -> BatchIndex:
-        """Blocking. The footer's block is damaged: the batches' own headers make the index again; opening them proves it."""
+    def _reindex(self, file: LogFile, part: PartitionSummary) -> tuple[BatchIndex, list[DamagedRange]]:
+        """Blocking. The footer's block is damaged: the batches' own headers make the index again, and opening them proves it.
+        The chain, whose ends the summary knows, tells what they cannot: which are missing, and which are not the right ones."""
         data = file.file.read_at(0, file.entry.data_end)
         index = BatchIndex()
+        damage: list[DamagedRange] = []
+        base, reached, tag = part.first_offset, part.first_offset, part.chain_in
         found = [(b.position, b.header) for b in batches(data, FILE_HEADER_BYTES, len(data)) if b.header is not None]
         for position, header in sorted(found, key=lambda row: row[1].base_offset):
-            if (header.topic_id, header.partition) == (part.topic_id, part.partition):
-                index.add(
-                    header.base_offset,
-                    header.last_offset_delta,
-                    position,
-                    header.sealed_bytes,
-                    header.sequence,
-                    header.max_timestamp_ms,
-                    header.flags,
-                    key_hashes(data, position, header),
-                )
-        return index
+            if (header.topic_id, header.partition) != (part.topic_id, part.partition) or header.base_offset < reached:
+                continue
+            if header.base_offset > reached:
+                damage.append(DamagedRange(reached, header.base_offset, HEADER_LOST))
+            elif header.previous_tag != tag:
+                damage.append(DamagedRange(base, reached, NOT_CHAINED))
+            base, reached, tag = header.base_offset, header.next_offset, batch_tag(data, position, header)
+            index.add(
+                base,
+                header.last_offset_delta,
+                position,
+                header.sealed_bytes,
+                header.sequence,
+                header.max_timestamp_ms,
+                header.flags,
+                tag,
+                key_hashes(data, position, header),
+            )
+        if reached < part.next_offset:
+            damage.append(DamagedRange(reached, part.next_offset, HEADER_LOST))
+        elif tag != part.chain_out:
+            damage.append(DamagedRange(base, reached, NOT_CHAINED))
+        return index, [lost for lost in damage if lost.start < lost.end]
 
     def _cache(self, place: tuple[int, bytes, int], index: BatchIndex) -> None:
         if place not in self._indexes:
@@ -274,6 +298,10 @@ class LogStore:
         """Blocking."""
         for file in self.files.values():
             file.close()
+
+
+def _known(lost: DamagedRange, damage: list[DamagedRange]) -> bool:
+    return any(known.start <= lost.start and lost.end <= known.end for known in damage)
 
 
 def snapshot_path(number: int) -> str:

@@ -199,7 +199,7 @@ class Form(Enum):
     SOME_KEYS = "some keys"
 
 
-class Decision(msgspec.Struct, frozen=True, kw_only=True):
+class Decision(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One of `AllKeys`, `NoKeys`, `SomeKeys`. `reason` is a clause: the deciding rules, or what would have allowed it."""
 
     ALL: ClassVar[Form] = Form.ALL
@@ -217,7 +217,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
         raise TypeError("a decision is all, none or some keys, never true or false: match on it or look at its form")
 
 
-class AllKeys(Decision, frozen=True, kw_only=True):
+class AllKeys(Decision, frozen=True, kw_only=True, gc=False):
     """Every record of the topic: batches pass unopened."""
 
     form: ClassVar[Form] = Form.ALL
@@ -226,7 +226,7 @@ class AllKeys(Decision, frozen=True, kw_only=True):
         return True
 
 
-class NoKeys(Decision, frozen=True, kw_only=True):
+class NoKeys(Decision, frozen=True, kw_only=True, gc=False):
     """Nothing of the topic."""
 
     form: ClassVar[Form] = Form.NONE
@@ -235,7 +235,7 @@ class NoKeys(Decision, frozen=True, kw_only=True):
         return False
 
 
-class SomeKeys(Decision, frozen=True, kw_only=True):
+class SomeKeys(Decision, frozen=True, kw_only=True, gc=False):
     """The records whose key `matcher` accepts; the null key is accepted only where the whole topic was allowed."""
 
     form: ClassVar[Form] = Form.SOME_KEYS

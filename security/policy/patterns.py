@@ -4,7 +4,7 @@ There is no escape for a literal `*`: topic names cannot hold one, and a key tha
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Generic, TypeVar
 
 # Kafka's own bound for topic names (Topic.validate), so that a pattern that could never match is found when it is written.
@@ -53,20 +53,26 @@ def matches(pattern: str, text: str) -> bool:
     return text.startswith(pattern[:-1]) if pattern.endswith("*") else text == pattern
 
 
+def packed(values: Mapping[str, list[T]]) -> dict[str, tuple[T, ...]]:
+    """Tuples hold their items in place: a look-up in a large policy costs its cache misses."""
+    return {text: tuple(found) for text, found in values.items()}
+
+
 class PatternIndex(Generic[T]):
     """Values filed under patterns. A look-up costs one dictionary probe per distinct prefix length, not per pattern."""
 
     __slots__ = ("_exact", "_prefixes")
 
     def __init__(self, entries: Iterable[tuple[str, T]]) -> None:
-        self._exact: dict[str, list[T]] = {}
+        exact: dict[str, list[T]] = {}
         by_length: dict[int, dict[str, list[T]]] = {}  # `*` is the prefix of length 0
         for pattern, value in entries:
             if pattern.endswith("*"):
                 by_length.setdefault(len(pattern) - 1, {}).setdefault(pattern[:-1], []).append(value)
             else:
-                self._exact.setdefault(pattern, []).append(value)
-        self._prefixes = sorted(by_length.items(), reverse=True)
+                exact.setdefault(pattern, []).append(value)
+        self._exact = packed(exact)
+        self._prefixes = [(length, packed(by_length[length])) for length in sorted(by_length, reverse=True)]
 
     def exactly(self, text: str) -> list[T]:
         """The values filed under `text` itself, no wildcard counted."""

@@ -23,7 +23,7 @@ from security.policy.model import (
     both,
     decision_over,
 )
-from security.policy.patterns import TOPIC_CHARS_MAX, PatternIndex
+from security.policy.patterns import TOPIC_CHARS_MAX, PatternIndex, packed
 from security.principal import Principal, PrincipalKind
 
 # About 300 bytes each: 20 MB when full, enough for 10,000 principals on six topics.
@@ -36,19 +36,19 @@ _ANONYMOUS_KIND = PrincipalKind.ANONYMOUS  # an enum's members cost 100 ns to lo
 logger = logging.getLogger(__name__)
 
 
-class Grant(msgspec.Struct, frozen=True):
-    """One rule of one role for one action, with its sentence ready."""
+class Grant(msgspec.Struct, frozen=True, gc=False):
+    """One rule of one role for one action, with its sentence and, where it is about whole topics, its decision ready."""
 
     allow: bool
-    whole: bool
     key: str | None
     reason: str
+    whole: AllKeys | NoKeys | None
 
 
 class Reached(msgspec.Struct, frozen=True):
     """What all roles say about one topic pattern, for one action. `helpers`: a few that allow, to be named in refusals."""
 
-    by_role: dict[str, list[Grant]]
+    by_role: dict[str, tuple[Grant, ...]]
     helpers: tuple[str, ...]
 
 
@@ -91,50 +91,46 @@ class Policy:
                 if action in rule.actions:
                     by_role = patterns.setdefault(rule.topic, {})
                     by_role.setdefault(role.name, []).append(_grant(role.name, action, rule))
-        return {topic: Reached(by_role, _helpers(by_role)) for topic, by_role in patterns.items()}
+        return {topic: Reached(packed(by_role), _helpers(by_role)) for topic, by_role in patterns.items()}
 
     def roles_of(self, principal: Principal) -> list[str]:
-        """Names of the roles a principal holds, by its credential or by bindings, sorted. Some may not exist in this policy.
+        """Names of the roles a principal holds, by bindings or by its credential. Some may not exist in this policy.
 
         A wildcard never reaches `anonymous`: whoever binds `*` means everybody who proved who they are.
         """
+        return list(dict.fromkeys(self._held(principal)))
+
+    def _held(self, principal: Principal) -> list[str]:
+        """The same; one that is bound twice is there twice, which a decision does not mind."""
         if principal.kind is _ANONYMOUS_KIND:
-            return sorted(set(self._by_principal.exactly(principal.name)))
-        names = [*principal.roles, *self._by_principal.matching(principal.name)]
-        for group in principal.groups:
-            names += self._by_group.matching(group)
-        if len(names) > 1:
-            names = sorted(set(names))  # sets have no order, reasons should
+            return self._by_principal.exactly(principal.name)
+        names = self._by_principal.matching(principal.name)
+        if principal.roles:
+            names += sorted(principal.roles)  # sets have no order, reasons should
+        if principal.groups:
+            for group in sorted(principal.groups):
+                names += self._by_group.matching(group)
         return names
 
     def decide(self, principal: Principal, action: Action, topic: str = "") -> Decision:
         """All, none or some keys, uncached. The actions about the node have no topic."""
-        roles = self.roles_of(principal)
-        decision = self._decide_by_roles(roles, action, topic)
+        decision = self._decide_by_roles(self._held(principal), action, topic)
         if principal.scopes is None or isinstance(decision, NoKeys):
             return decision
         return both(decision, _decide_by_scopes(principal, action, topic))
 
     def _decide_by_roles(self, roles: list[str], action: Action, topic: str) -> Decision:
         reached = self._index[action].matching(topic)
-        allowed: list[Grant] = []
-        denied: list[Grant] = []
+        said: list[Grant] = []
         for pattern in reached:
             by_role = pattern.by_role
             for role in roles:
                 if role in by_role:
-                    for grant in by_role[role]:
-                        (allowed if grant.allow else denied).append(grant)
-        for grant in denied:
-            if grant.whole:
-                return NoKeys(reason=grant.reason)
-        if not allowed:
-            return NoKeys(reason=_why_nothing(roles, reached))
-        if not denied:
-            for grant in allowed:
-                if grant.whole:
-                    return AllKeys(reason=grant.reason)
-        return decision_over([g.key for g in allowed], [g.key for g in denied], _joined([*allowed, *denied]))
+                    said += by_role[role]
+        if len(said) == 1 and said[0].whole is not None:
+            return said[0].whole
+        decision = _judge(said) if said else None
+        return NoKeys(reason=_why_nothing(roles, reached)) if decision is None else decision
 
     def describe_for(self, principal: Principal) -> Rights:
         """Everything the principal holds under this policy."""
@@ -159,20 +155,38 @@ def policy_from_mapping(mapping: Mapping[str, object], where: str = "policy", ep
 
 
 def _grant(role: str, action: Action, rule: Rule) -> Grant:
-    verb = "allows" if rule.effect == "allow" else "denies"
-    whole = rule.key is None or rule.key == "*"
+    allow, whole = rule.effect == "allow", rule.key is None or rule.key == "*"
     keys = "" if whole else f" for key {rule.key}"
-    return Grant(rule.effect == "allow", whole, rule.key, f"the role {role} {verb} {action} on topic {rule.topic}{keys}")
+    reason = f"the role {role} {'allows' if allow else 'denies'} {action} on topic {rule.topic}{keys}"
+    if not whole:
+        return Grant(allow, rule.key, reason, None)
+    return Grant(allow, None, reason, AllKeys(reason=reason) if allow else NoKeys(reason=reason))
 
 
-def _helpers(by_role: dict[str, list[Grant]]) -> tuple[str, ...]:
+def _judge(grants: Sequence[Grant]) -> Decision | None:
+    """What these grants make together; None where none of them allows anything to begin with. Deny wins."""
+    allowed = [grant for grant in grants if grant.allow]
+    denied = [grant for grant in grants if not grant.allow]
+    for grant in denied:
+        if grant.whole is not None:
+            return grant.whole
+    if not allowed:
+        return None
+    if not denied:
+        for grant in allowed:
+            if grant.whole is not None:
+                return grant.whole
+    reason = _joined(list(dict.fromkeys(grant.reason for grant in (*allowed, *denied))))
+    return decision_over([grant.key for grant in allowed], [grant.key for grant in denied], reason)
+
+
+def _helpers(by_role: Mapping[str, Sequence[Grant]]) -> tuple[str, ...]:
     return tuple(islice((role for role, grants in by_role.items() if _allow_something(grants)), ROLES_NAMED_MAX))
 
 
 def _allow_something(grants: Sequence[Grant]) -> bool:
-    allowed = [grant.key for grant in grants if grant.allow]
-    denied = [grant.key for grant in grants if not grant.allow]
-    return bool(allowed) and (not denied or decision_over(allowed, denied, "").form is not Decision.NONE)
+    decision = _judge(grants)
+    return decision is not None and decision.form is not Decision.NONE
 
 
 def _decide_by_scopes(principal: Principal, action: Action, topic: str) -> Decision:
@@ -186,10 +200,14 @@ def _decide_by_scopes(principal: Principal, action: Action, topic: str) -> Decis
 def _why_nothing(roles: list[str], reached: list[Reached]) -> str:
     """The refusal's clause: what is held, and the roles nearest to the topic that would allow it."""
     held = f"none of its roles ({_named(roles)}) allows it" if roles else "it has no role"
-    helpers = [role for pattern in reached for role in pattern.helpers]
-    if len(reached) > 1:  # what one pattern allows a role, another may deny it
-        helpers = [role for role in dict.fromkeys(helpers) if _allow_something(_all_of(role, reached))]
-    return f"{held} (allowed by: {', '.join(helpers[:ROLES_NAMED_MAX])})" if helpers else f"{held} (no role does)"
+    helpers = reached[0].helpers if len(reached) == 1 else _helpers_over(reached)
+    return f"{held} (allowed by: {', '.join(helpers)})" if helpers else f"{held} (no role does)"
+
+
+def _helpers_over(reached: list[Reached]) -> tuple[str, ...]:
+    """Over several patterns: what one allows a role, another may deny it."""
+    named = dict.fromkeys(role for pattern in reached for role in pattern.helpers)
+    return tuple(islice((role for role in named if _allow_something(_all_of(role, reached))), ROLES_NAMED_MAX))
 
 
 def _all_of(role: str, reached: list[Reached]) -> list[Grant]:
@@ -197,15 +215,14 @@ def _all_of(role: str, reached: list[Reached]) -> list[Grant]:
 
 
 def _named(roles: list[str]) -> str:
-    if len(roles) <= ROLES_NAMED_MAX:
-        return ", ".join(roles)
-    more = len(roles) - ROLES_NAMED_MAX
-    return f"{', '.join(roles[:ROLES_NAMED_MAX])} and {more} more"
+    names = dict.fromkeys(roles)
+    more = len(names) - ROLES_NAMED_MAX
+    return ", ".join(names) if more <= 0 else f"{', '.join(islice(names, ROLES_NAMED_MAX))} and {more} more"
 
 
-def _joined(grants: list[Grant]) -> str:
-    more = len(grants) - RULES_NAMED_MAX
-    return "; ".join(grant.reason for grant in grants[:RULES_NAMED_MAX]) + (f"; and {more} more" if more > 0 else "")
+def _joined(reasons: list[str]) -> str:
+    more = len(reasons) - RULES_NAMED_MAX
+    return "; ".join(reasons) if more <= 0 else f"{'; '.join(reasons[:RULES_NAMED_MAX])}; and {more} more"
 
 
 class _Generation:

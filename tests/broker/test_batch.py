@@ -182,6 +182,13 @@ class TestRoundTrip:
         assert list(walk_raw(batch)) == as_written(drafts)
         assert keys(batch) == [bytes(size), None]
 
+    @pytest.mark.parametrize("sizes", [(8_191, 8_192), (8_192, 8_191), (8_192, None), (None, 8_192)])
+    def test_every_mix_of_widths_in_a_header(self, sizes):
+        name_size, content_size = sizes
+        header = (b"n" * (name_size or 1), None if content_size is None else b"c" * content_size)
+        drafts = [(5, b"", b"", [header, (b"second", b"")])]
+        assert list(walk_raw(build(drafts))) == as_written(drafts)
+
     @pytest.mark.parametrize("delta", [0, 63, 64, 8_191, 8_192, 2**20, 2**33, -1, -64, -65, -8_193, -(2**40)])
     def test_every_width_of_a_timestamp_delta(self, delta):
         drafts = [(2**41, None, b"", []), (2**41 + delta, None, b"", [])]
@@ -202,6 +209,21 @@ class TestRoundTrip:
         message_id = new_message_id()
         (record,) = walk(build([(0, None, b"", [(MESSAGE_ID, message_id.encode())])]))
         assert record.message_id == message_id
+
+    @pytest.mark.parametrize(
+        "header",
+        [
+            (MESSAGE_ID, b"1" * 35),
+            (MESSAGE_ID, b"1" * 37),
+            (MESSAGE_ID, None),
+            (b"another-name-here", b"1" * 36),
+            (b"short", b"1" * 48),
+            (b"a-name-that-is-longer-than-that", b"1" * 22),
+        ],
+    )
+    def test_headers_that_look_like_a_message_id_are_not_taken_for_one(self, header):
+        drafts = [(0, b"k", b"v", [header]), (0, b"k", b"v", [])]
+        assert list(reference_walk(build(drafts))) == list(walk_raw(build(drafts))) == as_written(drafts)
 
     @pytest.mark.parametrize("wrap", [bytes, bytearray, memoryview])
     @pytest.mark.parametrize("compression", Compression)
@@ -313,9 +335,12 @@ class TestCut:
         assert cut(marker, lambda key: False) == marker
 
 
+ID_HEADERS = b"\x02" + number(17) + MESSAGE_ID + number(36) + b"1" * 36
+
 HOSTILE_SECTIONS = {
     "nothing": (b"", "count 1 beyond 0 bytes"),
     "negative record length": (b"\x01" + bytes(9), "record length outside"),
+    "negative record length that would fit": (number(-7) + record_bytes()[1:], "record length outside"),
     "record length beyond the data": (number(100) + bytes(9), "record length outside"),
     "record length of 2 GiB": (number(2**31 - 1) + bytes(9), "record length outside"),
     "record length without end": (b"\xff" * 20, "longer than 32 bits"),
@@ -331,6 +356,7 @@ HOSTILE_SECTIONS = {
     "negative key length": (record_bytes(key=b"\x03"), "negative key length"),
     "key length beyond the record": (record_bytes(key=b"\x7e"), None),
     "key length of 2 GiB": (record_bytes(key=number(2**31 - 1)), None),
+    "key length up to the end of the record": (number(8) + bytes(3) + number(4) + b"abcd", None),
     "negative value length": (record_bytes(value=b"\x05"), "negative value length"),
     "value length beyond the record": (record_bytes(value=b"\x7e"), None),
     "value length of 2 GiB": (record_bytes(value=number(2**31 - 1)), None),
@@ -342,6 +368,9 @@ HOSTILE_SECTIONS = {
     "header name beyond the record": (record_bytes(headers=b"\x02\x7e\x01"), None),
     "header value beyond the record": (record_bytes(headers=b"\x02\x00\x7e"), None),
     "spare bytes in the record": (record_bytes(headers=b"\x00\x00"), "longer or shorter"),
+    "spare bytes after a message id": (record_bytes(headers=ID_HEADERS + b"\x00"), "longer or shorter"),
+    "a message id cut short": (record_bytes(headers=ID_HEADERS[:-1]), None),
+    "a second message id that is not counted": (record_bytes(headers=ID_HEADERS + ID_HEADERS[1:]), "longer or shorter"),
     "spare bytes after the records": (record_bytes() + b"\x00", "bytes after the last record"),
     "one record more than counted": (record_bytes() + record_bytes(offset=1), "bytes after the last record"),
 }
@@ -355,6 +384,22 @@ class TestHostile:
         batch = batch_of(compress(compression, section), attributes=compression)
         with pytest.raises(CorruptBatch, match=reason):
             list(walk_raw(batch))
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            name
+            for name in HOSTILE_SECTIONS
+            if name.startswith(("nothing", "record length", "negative record", "negative key", "key length", "one record"))
+            or name.endswith(("without end", "after the records"))
+        ],
+    )
+    def test_keys_and_cut_refuse_what_lies_before_the_value(self, name):
+        batch = batch_of(HOSTILE_SECTIONS[name][0])
+        with pytest.raises(CorruptBatch):
+            keys(batch)
+        with pytest.raises(CorruptBatch):
+            cut(batch, bool)
 
     @pytest.mark.parametrize("name", HOSTILE_SECTIONS)
     def test_no_reader_raises_anything_else(self, name):

@@ -80,6 +80,11 @@ class TestReadHeader:
     def test_at_a_position(self):
         assert read_header(b"before" + BATCH, 6) == read_header(BATCH)
 
+    @pytest.mark.parametrize("position", [len(BATCH) - HEADER_BYTES + 1, len(BATCH), len(BATCH) + 100])
+    def test_at_a_position_too_near_the_end(self, position):
+        with pytest.raises(CorruptBatch, match="shorter than its header"):
+            read_header(BATCH, position)
+
     @pytest.mark.parametrize("wrap", [bytes, bytearray, memoryview])
     def test_from_any_buffer(self, wrap):
         assert read_header(wrap(BATCH)) == verify(wrap(BATCH))
@@ -155,6 +160,12 @@ class TestVerify:
         with pytest.raises(CorruptBatch, match="wrong length"):
             verify(BATCH + b"\x00")
 
+    def test_a_count_needs_seven_bytes_a_record(self):
+        room = len(BATCH) - HEADER_BYTES
+        assert verify(forged(count=room // 7, last_offset_delta=room)).count == room // 7
+        with pytest.raises(CorruptBatch, match=f"beyond {room} bytes"):
+            verify(forged(count=room // 7 + 1, last_offset_delta=room))
+
     @pytest.mark.parametrize("codec", [5, 6, 7])
     def test_an_unknown_codec_is_unsupported(self, codec):
         with pytest.raises(UnsupportedCompression):
@@ -186,6 +197,7 @@ class TestPatches:
             def __len__(self) -> int:
                 return BATCH_BYTES_MAX - HEADER_BYTES + 1
 
+        assert struct.pack(">i", BATCH_BYTES_MAX - 12) == b"\x7f\xff\xff\xff"
         with pytest.raises(BatchTooLarge, match="BATCH_BYTES_MAX"):
             assemble(read_header(BATCH), Huge())
 
@@ -195,6 +207,10 @@ class TestSplit:
 
     def test_batches_in_a_row(self):
         assert [bytes(batch) for batch in split(BATCH + self.OTHER + BATCH)] == [BATCH, self.OTHER, BATCH]
+
+    def test_an_empty_batch_among_others(self):
+        empty = forged(BATCH[:HEADER_BYTES], batch_length=49, count=0)
+        assert [bytes(batch) for batch in split(empty + BATCH)] == [empty, BATCH]
 
     def test_nothing(self):
         assert split(b"") == []

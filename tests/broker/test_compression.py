@@ -122,6 +122,7 @@ class TestBound:
             decompress(Compression.NONE, b"123", 2)
 
     def test_the_default_holds_for_a_bomb(self, stream):
+        assert DECOMPRESSED_BYTES_MAX == 67_108_864
         codec, encode = stream
         with pytest.raises(BatchTooLarge):
             decompress(codec, encode(bytes(DECOMPRESSED_BYTES_MAX + 1)))

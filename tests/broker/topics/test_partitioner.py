@@ -85,6 +85,10 @@ class TestPartitioner:
         partitioner.partition(bytes(CACHED_KEY_BYTES_MAX + 1))
         assert partitioner.cached_keys == 1
 
+    def test_one_partition_takes_everything(self):
+        partitioner = Partitioner("orders", 1)
+        assert [partitioner.partition(key) for key in (None, b"", b"21", b"foobar")] == [0, 0, 0, 0]
+
     @pytest.mark.parametrize("partitions", [0, -1])
     def test_a_topic_without_partitions_is_refused(self, partitions):
         with pytest.raises(ValueError, match="orders"):

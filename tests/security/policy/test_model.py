@@ -73,6 +73,13 @@ class TestDecision:
             assert not whole & set(denied)
             assert (set(allowed) | set(denied)) - whole
 
+    @pytest.mark.parametrize("denied", [["ab"], ["ab*"], ["ab", "abc*"]])
+    def test_a_denial_inside_an_allowed_prefix_cuts_it_out(self, denied):
+        decision = decision_over(["a*"], denied, "r")
+        for key in KEYS:
+            expected = key is not None and key.startswith(b"a") and not any(reaches(p, key) for p in denied)
+            assert decision.allows(key) == expected, key
+
     def test_a_key_set_that_is_denied_altogether_is_none_rather_than_an_empty_some(self):
         assert decision_over(["a", "ab*"], ["a*"], "r").form is Decision.NONE
 

@@ -99,7 +99,7 @@ def allowed_naively(policy, principal, action, topic, key):
     return "allow" in said and "deny" not in said and in_scope
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(policies, principals, st.sampled_from(Action), st.sampled_from(TOPICS))
 def test_decisions_agree_with_reading_every_rule(policy, principal, action, topic):
     engine = PolicyEngine(policy)

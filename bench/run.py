@@ -1,0 +1,107 @@
+"""`make bench`: every budget of this repository in one run, MET or MISSED, with the settings beside it.
+
+Figures of a shared machine vary; ratios are taken within one run, alternating. A MISSED line is open work, not noise, until shown
+to be. Writes the raw results to bench/results/<date>.json when asked with --save.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+HERE = Path(__file__).parent
+
+
+class Budget(NamedTuple):
+    """`bound` is the limit of `value`; `at_least` says on which side."""
+
+    text: str
+    value: Callable[[dict[str, Any]], float]
+    bound: float
+    at_least: bool
+    unit: str
+
+
+BUDGETS = [
+    Budget(
+        "append: 64 KiB batches, group commit, sealed, sealing in place and merging included, of raw write + fdatasync",
+        lambda r: r["append"]["append_ratio"],
+        0.5,
+        True,
+        "x",
+    ),
+    Budget("sealing: share of append throughput", lambda r: 100 * r["append"]["sealing_cost"], 10, False, "%"),
+    Budget(
+        "REST publish, 100 records a request (NDJSON)",
+        lambda r: r["rest"]["ndjson_100"]["cpu_us_a_record"],
+        4,
+        False,
+        "us CPU a record",
+    ),
+    Budget(
+        "REST publish, 100 records a request (JSON array)",
+        lambda r: r["rest"]["json_100"]["cpu_us_a_record"],
+        4,
+        False,
+        "us CPU a record",
+    ),
+    Budget("REST publish, one record a request", lambda r: r["rest"]["one"]["cpu_us_a_record"], 100, False, "us CPU"),
+    Budget("idle node", lambda r: r["rest"]["idle_rss_mib"], 120, False, "MiB RSS"),
+]
+
+
+def run(script: str, *arguments: str) -> dict[str, Any]:
+    print(f"running {script} ...", flush=True)
+    done = subprocess.run([sys.executable, str(HERE / script), *arguments], check=True, stdout=subprocess.PIPE, text=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def line(budget: Budget, results: dict[str, Any]) -> str:
+    value = budget.value(results)
+    met = value >= budget.bound if budget.at_least else value <= budget.bound
+    sign = ">=" if budget.at_least else "<="
+    return f"{'MET   ' if met else 'MISSED'}  {budget.text}: {value:.2f} {budget.unit} (budget {sign} {budget.bound:g})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="short runs: for trying the benchmark itself, not for figures")
+    parser.add_argument("--save", action="store_true")
+    chosen = parser.parse_args()
+    results = {
+        "append": run("append.py", "--mib", "128" if chosen.quick else "1024", "--rounds", "1" if chosen.quick else "3"),
+        "rest": run("rest.py", "--seconds", "1" if chosen.quick else "5"),
+    }
+    results["machine"] = {
+        "cpus": os.cpu_count(),
+        "python": platform.python_version(),
+        "kernel": platform.release(),
+        "load_average": os.getloadavg(),
+    }
+    append = results["append"]
+    print(f"\n{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}, load {os.getloadavg()[0]:.1f}")
+    print("durability fsync, TLS 1.3 and AES-256-GCM at rest unless a line says otherwise\n")
+    for budget in BUDGETS:
+        print(line(budget, results))
+    print(
+        f"\nraw {append['raw_mib_s']:.0f} MiB/s, sealed {append['sealed_mib_s']:.0f}, without {append['plain_mib_s']:.0f}; "
+        f"reading back sealed {append['sealed_read_mib_s']:.0f} MiB/s, without {append['plain_read_mib_s']:.0f} "
+        f"(the price of sealing on reads: {100 * (1 - append['sealed_read_mib_s'] / append['plain_read_mib_s']):.0f} %)"
+    )
+    if chosen.save:
+        path = HERE / "results" / f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""`make campaign`: the slow proofs, with a dated report under docs/reports.
+
+    python -m tests.campaign [--only simulation,flights,fuzz,properties,bench] [--fuzz-seconds 60]
+
+Each part is a command of its own that can be run alone; the report holds its last lines and how it ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent
+LINES_KEPT = 120
+
+
+class Part(NamedTuple):
+    name: str
+    what: str
+    command: list[str]
+    environment: dict[str, str]
+
+
+class Outcome(NamedTuple):
+    part: Part
+    code: int
+    seconds: float
+    lines: list[str]
+
+
+def parts(fuzz_seconds: int) -> list[Part]:
+    python = sys.executable
+    return [
+        Part("simulation", "300 simulated worlds", [python, "-m", "tests.simulation.run", "--runs", "300"], {}),
+        Part("flights", "the whole flights table, three kills", [python, "-m", "tests.services.flights", "--kills", "3"], {}),
+        Part("fuzz", "every fuzz target", [python, "-m", "tests.fuzz.run", "--seconds", str(fuzz_seconds)], {}),
+        Part(
+            "properties",
+            "Hypothesis with many examples",
+            [
+                python,
+                "-m",
+                "pytest",
+                "-q",
+                "-m",
+                "not slow",
+                "--timeout",
+                "1800",
+                "tests/broker",
+                "tests/security",
+                "tests/gateway",
+            ],
+            {"SPRAWL_HYPOTHESIS_PROFILE": "campaign"},
+        ),
+        Part("bench", "budgets", [python, "bench/run.py", "--save"], {}),
+    ]
+
+
+def run(part: Part) -> Outcome:
+    print(f"== {part.name}: {' '.join(part.command[1:])}", flush=True)
+    start = time.monotonic()
+    process = subprocess.Popen(
+        part.command, cwd=ROOT, env=os.environ | part.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert process.stdout is not None
+    lines: list[str] = []
+    for line in process.stdout:
+        print(line, end="", flush=True)
+        lines.append(line.rstrip("\n"))
+    return Outcome(part, process.wait(), time.monotonic() - start, lines)
+
+
+def report(outcomes: list[Outcome], now: datetime.datetime) -> str:
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    head = [
+        f"# Campaign of {now:%Y-%m-%d %H:%M} UTC",
+        "",
+        f"At commit {commit}; {os.cpu_count()} CPUs, {platform.machine()}, Linux {platform.release()},",
+        f"Python {platform.python_version()}.",
+        "",
+        "| part | what | ended | seconds |",
+        "|---|---|---|---|",
+    ]
+    rows = [
+        f"| {o.part.name} | {o.part.what} | {'green' if o.code == 0 else f'RED (exit {o.code})'} | {o.seconds:.0f} |"
+        for o in outcomes
+    ]
+    bodies = [
+        line
+        for o in outcomes
+        for line in (
+            "",
+            f"## {o.part.name}",
+            "",
+            f"    {' '.join(['python', *o.part.command[1:]])}",
+            "",
+            "```",
+            *o.lines[-LINES_KEPT:],
+            "```",
+        )
+    ]
+    return "\n".join(head + rows + bodies) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="")
+    parser.add_argument("--fuzz-seconds", type=int, default=60)
+    chosen = parser.parse_args()
+    wanted = {name for name in chosen.only.split(",") if name}
+    outcomes = [run(part) for part in parts(chosen.fuzz_seconds) if not wanted or part.name in wanted]
+    now = datetime.datetime.now(datetime.UTC)
+    path = ROOT / "docs" / "reports" / f"{now:%Y-%m-%d}-campaign.md"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(report(outcomes, now).replace(str(ROOT), "."))
+    print(f"report: {path.relative_to(ROOT)}")
+    return 1 if any(outcome.code for outcome in outcomes) else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
