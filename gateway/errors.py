@@ -1,0 +1,291 @@
+"""What the gateway itself refuses, and the one table that says every refusal in every protocol's words.
+
+GatewayError
+├── RequestInvalid              the request contradicts the interface
+│   ├── BodyMalformed               no UTF-8, no JSON, or not of the shape asked for
+│   ├── ParameterInvalid            a query parameter, header or path segment
+│   └── RecordInvalid               one record of the request, by its index
+├── BodyTooLarge
+├── MediaTypeUnsupported
+├── RouteUnknown
+├── MethodNotAllowed
+├── NoRecord                    nothing is stored at this address
+├── Busy                        a bound on work at the same time is reached: retry later
+├── Draining                    the node is stopping: what waits is ended
+└── ClientGone                  nobody is left to answer
+
+Refusals of the broker and of security keep their own words: `TABLE` adds only what a protocol needs around them. An exception
+that is not in the table is a bug of ours. Its text may hold anything, so callers get none of it, and the log all of it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from broker import batch_errors as batch
+from broker import errors as broker
+from broker.delivery.position import CursorAhead
+from security import errors as security
+from security.identity.token_file import TokenStoreBusy, TokenStoreDamaged, TokenStoreFull
+from security.identity.tokens import TokenUnknown
+from security.policy.mapping import PolicyInvalid
+
+logger = logging.getLogger(__name__)
+
+
+class GatewayError(Exception):
+    """Root of the gateway's errors."""
+
+
+class RequestInvalid(GatewayError):
+    """The caller can mend it: the message says what and where."""
+
+
+class BodyMalformed(RequestInvalid):
+    """`where` is "byte 17", "line 3" or a path such as "$[3].key"; None where the whole body is meant."""
+
+    def __init__(self, reason: str, where: str | None = None) -> None:
+        self.reason, self.where = reason, where
+        super().__init__(f"the body cannot be read: {reason}" + (f", at {where}" if where else ""))
+
+
+class ParameterInvalid(RequestInvalid):
+    def __init__(self, name: str, reason: str) -> None:
+        self.name, self.reason = name, reason
+        super().__init__(f"{name}: {reason}")
+
+
+class RecordInvalid(RequestInvalid):
+    """`index` counts the records of the request from 0."""
+
+    def __init__(self, index: int, reason: str) -> None:
+        self.index, self.reason = index, reason
+        super().__init__(f"record {index} of the request: {reason}; none of the request's records was stored")
+
+
+class BodyTooLarge(GatewayError):
+    """`unit` is what is counted: bytes, records, headers."""
+
+    def __init__(self, limit_name: str, limit: int, unit: str = "bytes") -> None:
+        self.limit_name, self.limit, self.unit = limit_name, limit, unit
+        super().__init__(f"{limit_name} allows {limit} {unit} in one request; send it in several requests")
+
+
+class MediaTypeUnsupported(GatewayError):
+    def __init__(self, media_type: str, supported: Sequence[str]) -> None:
+        self.media_type, self.supported = media_type, tuple(supported)
+        super().__init__(f"content type {media_type[:80]!r} is not understood here; send {' or '.join(supported)}")
+
+
+class RouteUnknown(GatewayError):
+    def __init__(self) -> None:
+        super().__init__("there is nothing at this path; paths begin with /v1/topics, /v1/records, /v1/tokens or /v1/node")
+
+
+class MethodNotAllowed(GatewayError):
+    def __init__(self, method: str, allowed: Sequence[str]) -> None:
+        self.method, self.allowed = method, tuple(allowed)
+        super().__init__(f"{method[:20]} is not possible here; use {', '.join(allowed)}")
+
+
+class NoRecord(GatewayError):
+    """Also where there are records of which the caller may see none."""
+
+    def __init__(self, topic: str) -> None:
+        self.topic = topic
+        super().__init__(f"no record at this address of topic {topic!r}; publish one, or check the key")
+
+
+class Busy(GatewayError):
+    def __init__(self, limit_name: str, limit: int, retry_after_ms: int) -> None:
+        self.limit_name, self.limit, self.retry_after_ms = limit_name, limit, retry_after_ms
+        super().__init__(f"{limit_name} ({limit}) is reached; retry in {retry_after_ms} ms")
+
+
+class Draining(GatewayError):
+    def __init__(self) -> None:
+        super().__init__("the node is stopping; connect again in a moment")
+
+
+class ClientGone(GatewayError):
+    def __init__(self) -> None:
+        super().__init__("the client closed the connection")
+
+
+class Translation(msgspec.Struct, frozen=True):
+    """One row: a refusal in the words of each protocol.
+
+    `slug` is the last part of the problem type and the error code of WebSocket messages. `websocket_close` is the close
+    code (RFC 6455, 7.4; 4000-4999 are ours) where the whole connection ends with it, None where only the operation fails.
+    `facts` are the error's fields that become members of the problem. `detail` replaces the error's own text where that is
+    not the caller's business, and then the error is logged.
+    """
+
+    status: int
+    slug: str
+    title: str
+    facts: tuple[str, ...] = ()
+    websocket_close: int | None = None
+    detail: str | None = None
+
+
+GOING_AWAY, TOO_BIG, INTERNAL = 1001, 1009, 1011
+UNAUTHENTICATED, REVOKED = 4401, 4403
+
+_ASK_OPERATOR = "the node's log says more: give whoever runs it this answer's instance"
+
+UNEXPECTED = Translation(500, "internal-error", "The node failed", (), INTERNAL, _ASK_OPERATOR)
+
+
+def _storage(slug: str = "storage-problem") -> Translation:
+    return Translation(500, slug, "The node's storage cannot be used", (), INTERNAL, _ASK_OPERATOR)
+
+
+def _keys(slug: str = "key-problem") -> Translation:
+    return Translation(500, slug, "The node's keys cannot be used", (), INTERNAL, _ASK_OPERATOR)
+
+
+TABLE: dict[type[Exception], Translation] = {
+    # The broker's. 416: the position is well-formed and lies outside the current extent (RFC 9110, 15.5.17). A reader that lost
+    # its place to retention tells it by the status alone, and finds in the members where it may go on.
+    broker.BrokerError: UNEXPECTED,
+    broker.TopicProblem: Translation(400, "topic-problem", "Something is wrong with the topic"),
+    broker.UnknownTopic: Translation(404, "unknown-topic", "There is no such topic", ("topic",)),
+    broker.UnknownPartition: Translation(
+        404, "unknown-partition", "There is no such partition", ("topic", "partition", "partitions")
+    ),
+    broker.TopicExists: Translation(409, "topic-exists", "The topic exists", ("topic",)),
+    broker.IllegalTopicName: Translation(400, "illegal-topic-name", "The topic name is not legal"),
+    broker.InvalidConfig: Translation(400, "invalid-config", "The topic configuration is not valid", ("topic", "config")),
+    broker.OffsetOutOfRange: Translation(
+        416, "offset-out-of-range", "The offset is out of range", ("topic", "partition", "offset", "log_start", "high_watermark")
+    ),
+    CursorAhead: Translation(416, "cursor-ahead", "The cursor is ahead of the log", ("cursor", "next_sequence")),
+    broker.RecordTooLarge: Translation(
+        413, "record-too-large", "The record is too large", ("size_bytes", "limit_name", "limit_bytes")
+    ),
+    batch.BatchTooLarge: Translation(
+        413, "batch-too-large", "The batch is too large", ("size_bytes", "limit_name", "limit_bytes")
+    ),
+    broker.BatchRefused: Translation(400, "batch-refused", "The record batch is refused", ("reason",)),
+    batch.CorruptBatch: Translation(400, "corrupt-batch", "The record batch is corrupt", ("reason", "position")),
+    batch.UnsupportedCompression: Translation(400, "unsupported-compression", "The compression is not supported", ("codec",)),
+    # 503 for all: the same request may succeed later, after an unknown outcome with the same message ids.
+    broker.Unavailable: Translation(503, "unavailable", "Not now"),
+    broker.Overloaded: Translation(503, "overloaded", "The node is overloaded", ("queue", "limit", "retry_after_ms")),
+    broker.AppendUnknown: Translation(
+        503,
+        "append-unknown",
+        "The outcome of the append is unknown",
+        (),
+        None,
+        f"the records may or may not be stored: read them back, or send them again with the same message ids; {_ASK_OPERATOR}",
+    ),
+    broker.DiskFailed: Translation(
+        503, "disk-failed", "The node's disk failed", (), None, f"nothing was changed: retry; {_ASK_OPERATOR}"
+    ),
+    broker.Closed: Translation(503, "closed", "The node is stopping", (), GOING_AWAY),
+    broker.StorageProblem: _storage(),
+    broker.FolderInUse: _storage("folder-in-use"),
+    broker.FormatUnsupported: _storage("format-unsupported"),
+    broker.StorageDamaged: _storage("storage-damaged"),
+    broker.KeysMismatch: _storage("keys-mismatch"),
+    # Security's.
+    security.SecurityError: UNEXPECTED,
+    security.KeyProblem: _keys(),
+    security.KeyMissing: _keys("key-missing"),
+    security.KeyWrong: _keys("key-wrong"),
+    security.KeyFilePermissions: _keys("key-file-permissions"),
+    security.KeyFileExists: _keys("key-file-exists"),
+    security.KeyFileBusy: _keys("key-file-busy"),
+    security.KeyFormatUnsupported: _keys("key-format-unsupported"),
+    security.KeyStoreExists: _keys("key-store-exists"),
+    security.KeyFileDamaged: _keys("key-file-damaged"),
+    security.KeyShredded: _keys("key-shredded"),
+    security.KeyStoreDamaged: _keys("key-store-damaged"),
+    security.NonceExhausted: _keys("nonce-exhausted"),
+    security.CertificateProblem: _keys("certificate-problem"),
+    security.TamperedData: Translation(500, "tampered-data", "Stored data does not authenticate", (), INTERNAL, _ASK_OPERATOR),
+    security.IdentityProblem: Translation(401, "unauthenticated", "Who is asking is not proved", (), UNAUTHENTICATED),
+    security.CredentialsMissing: Translation(401, "credentials-missing", "Credentials are missing", (), UNAUTHENTICATED),
+    security.TokenExpired: Translation(401, "token-expired", "The token has expired", ("expired_at_ms",), UNAUTHENTICATED),
+    security.TokenRevoked: Translation(401, "token-revoked", "The token was revoked", (), REVOKED),
+    security.CertificateRefused: Translation(
+        401, "certificate-refused", "The client certificate is refused", (), UNAUTHENTICATED
+    ),
+    security.AccessDenied: Translation(403, "access-denied", "Not allowed", ("principal", "action", "resource")),
+    security.QuotaExceeded: Translation(429, "quota-exceeded", "Too much", ("quota", "retry_after_ms")),
+    TokenUnknown: Translation(404, "unknown-token", "There is no such token", ("token_id",)),
+    TokenStoreFull: Translation(409, "token-store-full", "There are too many tokens", ("limit_name", "limit")),
+    TokenStoreBusy: Translation(503, "token-store-busy", "The tokens are being changed", (), None, "try again in a moment"),
+    TokenStoreDamaged: Translation(503, "token-store-damaged", "Tokens cannot be checked", (), INTERNAL, _ASK_OPERATOR),
+    PolicyInvalid: UNEXPECTED,
+    # The gateway's own.
+    GatewayError: UNEXPECTED,
+    RequestInvalid: Translation(400, "request-invalid", "The request is not valid"),
+    BodyMalformed: Translation(400, "body-malformed", "The body is malformed", ("where",)),
+    ParameterInvalid: Translation(400, "parameter-invalid", "A parameter is not valid", ("name",)),
+    RecordInvalid: Translation(400, "record-invalid", "A record is not valid", ("index",)),
+    BodyTooLarge: Translation(413, "body-too-large", "The request is too large", ("limit_name", "limit"), TOO_BIG),
+    MediaTypeUnsupported: Translation(415, "media-type-unsupported", "The content type is not understood", ("supported",)),
+    RouteUnknown: Translation(404, "route-unknown", "There is nothing here"),
+    MethodNotAllowed: Translation(405, "method-not-allowed", "The method is not possible here", ("allowed",)),
+    NoRecord: Translation(404, "no-record", "There is no record here", ("topic",)),
+    Busy: Translation(503, "busy", "The node is busy", ("limit_name", "limit", "retry_after_ms")),
+    Draining: Translation(503, "draining", "The node is stopping", (), GOING_AWAY),
+    ClientGone: Translation(499, "client-gone", "The client went away"),
+}
+
+# Why a credential failed is for the log: told to the caller, it would help whoever tries them out.
+TABLE[security.CredentialsInvalid] = Translation(
+    401,
+    "credentials-invalid",
+    "The credentials are not valid",
+    (),
+    UNAUTHENTICATED,
+    "the credentials are not valid: check them, or ask for new ones",
+)
+
+
+def translate(error: BaseException) -> Translation:
+    """The row of the error's class, or of the nearest class above it; UNEXPECTED where there is none."""
+    for kind in type(error).__mro__:
+        if (found := TABLE.get(kind)) is not None:
+            return found
+    return UNEXPECTED
+
+
+def problem(error: BaseException, instance: str) -> dict[str, Any]:
+    """The problem document (RFC 9457); `instance` is the request's id. Logs what the caller is not told."""
+    row = translate(error)
+    if row.status >= 500 and row.detail is not None:
+        logger.error("request failed: %s", row.slug, exc_info=error, extra={"request_id": instance})
+    document: dict[str, Any] = {
+        "type": f"/problems/{row.slug}",
+        "title": row.title,
+        "status": row.status,
+        "detail": str(error) if row.detail is None else row.detail,
+        "instance": instance,
+    }
+    for name in row.facts:
+        if (fact := getattr(error, name)) is not None:
+            document[name] = fact
+    return document
+
+
+def answer_headers(error: BaseException) -> list[tuple[bytes, bytes]]:
+    """The HTTP headers that belong to a refusal: WWW-Authenticate, Allow, Retry-After (RFC 9110, 11.6.1, 10.2.1, 10.2.3)."""
+    if isinstance(error, security.CredentialsMissing):
+        return [(b"www-authenticate", b'Bearer realm="sprawl"')]  # RFC 6750, 3.1: no error code where nothing was offered
+    if isinstance(error, security.IdentityProblem):
+        return [(b"www-authenticate", b'Bearer realm="sprawl", error="invalid_token"')]
+    if isinstance(error, MethodNotAllowed):
+        return [(b"allow", ", ".join(error.allowed).encode("ascii"))]
+    if isinstance(error, Draining | broker.Closed):
+        return [(b"retry-after", b"1")]
+    wait_ms = getattr(error, "retry_after_ms", None)
+    return [] if wait_ms is None else [(b"retry-after", b"%d" % max(1, -(-wait_ms // 1_000)))]

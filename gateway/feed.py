@@ -1,0 +1,109 @@
+"""A live reader on the way out: what `Pipeline.subscribe` gives to an endpoint."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from broker.delivery.position import Cursor
+from broker.delivery.subscription import SCAN_BYTES_MAX, Delivered, Subscription, record_bytes
+from broker.engine.base import Damage
+from security.policy.model import Action, Decision
+from security.policy.quotas import Quota
+from security.principal import Session
+
+if TYPE_CHECKING:
+    from gateway.pipeline import Pipeline
+
+
+class Feed:
+    """One consumer calls `next`, one call at a time, and writes what it got in the same turn of the loop.
+
+    Reading ahead is bounded by the `bytes_max` of `next`, so a consumer that waits for its peer before it calls again holds
+    no more than that. What was delivered is paid for (quota bytes_out) before the next read.
+    """
+
+    def __init__(self, pipeline: Pipeline, session: Session, topic: str, key: bytes | None, subscription: Subscription) -> None:
+        self._pipeline, self._session, self._topic, self._key = pipeline, session, topic, key
+        self._subscription = subscription
+        self._unpaid_bytes = 0
+        self._closed = False
+        pipeline.feeds += 1
+        pipeline.metrics.subscriptions.labels(session.protocol).inc()
+
+    @property
+    def cursor(self) -> Cursor:
+        """Where to go on: after all that was delivered, or cut."""
+        return self._subscription.cursor
+
+    @property
+    def at_end(self) -> bool:
+        """The last `next` came to the end of the log. False: there may be more, even if it came back empty."""
+        return self._subscription.at_end
+
+    def take_damage(self) -> list[Damage]:
+        """Ranges lost by the media that were crossed since the last call."""
+        crossed = list(self._subscription.damage.values())
+        self._subscription.damage.clear()
+        return crossed
+
+    async def next(self, *, bytes_max: int, records_max: int, wait_max_ms: int) -> list[Delivered]:
+        """What there is, up to the bounds; waits only while there is nothing that may be delivered.
+
+        Raises AccessDenied and IdentityProblem as soon as they hold, the first time before any wait.
+        """
+        deadline_ms = self._now_ms() + wait_max_ms
+        cut_bytes = 0
+        self._authorise()
+        while await self._paid(deadline_ms):
+            left_ms = max(0, deadline_ms - self._now_ms())
+            read = await self._subscription.next(bytes_max=bytes_max, records_max=records_max, wait_max_ms=left_ms)
+            found = self._cut(read)
+            if found:
+                return self._deliver(found)
+            cut_bytes += sum([record_bytes(delivered.record) for delivered in read])
+            if self._now_ms() >= deadline_ms and (self.at_end or cut_bytes >= SCAN_BYTES_MAX or not read):
+                break
+            await asyncio.sleep(0)
+        return []
+
+    def close(self) -> None:
+        """Give its place back; more than once does no harm."""
+        if not self._closed:
+            self._closed = True
+            self._pipeline.feeds -= 1
+            self._pipeline.metrics.subscriptions.labels(self._session.protocol).dec()
+
+    def _authorise(self) -> Decision:
+        """A feed of one key needs that key; a feed of the topic needs some."""
+        if self._key is not None:
+            return self._pipeline.authorise_key(self._session, self._topic, self._key)
+        return self._pipeline.authorise(self._session, Action.READ, self._topic)
+
+    async def _paid(self, deadline_ms: int) -> bool:
+        """Pay for what was delivered; whether that was possible before the deadline."""
+        while self._unpaid_bytes:
+            wait_ms = self._pipeline.owed_ms(self._session, Quota.BYTES_OUT, self._unpaid_bytes)
+            if wait_ms == 0:
+                self._unpaid_bytes = 0
+                break
+            left_ms = deadline_ms - self._now_ms()
+            if left_ms <= 0:
+                return False
+            await asyncio.sleep(min(wait_ms, left_ms) / 1_000)
+        return True
+
+    def _cut(self, read: list[Delivered]) -> list[Delivered]:
+        decision = self._authorise()
+        if decision.form is Decision.ALL:
+            return read
+        return [delivered for delivered in read if decision.allows(delivered.record.key)]
+
+    def _deliver(self, found: list[Delivered]) -> list[Delivered]:
+        size = sum([record_bytes(delivered.record) for delivered in found])
+        self._unpaid_bytes = size
+        self._pipeline.deliver(self._session, len(found), size)
+        return found
+
+    def _now_ms(self) -> int:
+        return self._pipeline.clock.monotonic_ms()

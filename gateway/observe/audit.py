@@ -1,0 +1,89 @@
+"""The audit trail: who asked for what, and what became of it. JSON lines, mode 0600, never dropped, never with content.
+
+    {"at": "...", "event": "access", "action": "create", "resource": "orders", "outcome": "allowed", "principal": "token:ab2c...",
+     "proved_by": "token", "credential": "ab2c...", "peer": "127.0.0.1:40114", "protocol": "rest", "session": "..."}
+
+The file is made to be followed and moved away by others: it is opened again when it was moved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from gateway.errors import Busy
+from gateway.observe.lines import LinesFull, LineWriter
+from gateway.observe.logs import AppendedFile, redacted
+from security.principal import Session
+
+RETRY_AFTER_MS = 1_000
+FIELD_CHARACTERS_MAX = 512
+
+
+class Entry(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """One line."""
+
+    at: str
+    event: str
+    action: str
+    resource: str
+    outcome: str
+    reason: str = ""
+    principal: str = ""
+    proved_by: str = ""
+    credential: str = ""
+    peer: str = ""
+    protocol: str = ""
+    session: str = ""
+
+
+_encoder = msgspec.json.Encoder()
+
+
+class AuditLog:
+    """Raises `OSError` when the file cannot be opened. `clock_ms` is Unix time."""
+
+    def __init__(self, path: Path, clock_ms: Callable[[], int], *, lines_max: int) -> None:
+        self._clock_ms = clock_ms
+        self._lines_max = lines_max
+        self._second = 0
+        self._second_text = ""
+        self._writer = LineWriter(AppendedFile(path), name="audit", lines_max=lines_max, lossy=False)
+
+    @property
+    def failure(self) -> str | None:
+        """Why the disk takes no audit lines; None when it does. A node that cannot audit is not ready."""
+        return self._writer.failure
+
+    def record(self, event: str, session: Session | None, action: str, resource: str, outcome: str, reason: str = "") -> None:
+        """Add one line; `session` is None before anybody is known. Raises `gateway.errors.Busy` when the disk takes none."""
+        bounded = (resource[:FIELD_CHARACTERS_MAX], outcome, reason[:FIELD_CHARACTERS_MAX])
+        if session is None:
+            entry = Entry(self._now(), event, action, *bounded)
+        else:
+            who = session.principal
+            proof = (who.name, who.proved_by, who.credential_id or "", session.peer, session.protocol, session.id)
+            entry = Entry(self._now(), event, action, *bounded, *proof)
+        try:
+            self._writer.put(redacted(_encoder.encode(entry).decode()).encode())
+        except LinesFull as full:
+            raise Busy("logging.audit_queue_lines_max", full.lines_max, RETRY_AFTER_MS) from None
+
+    def flush(self) -> bool:
+        """Wait until all lines so far are written; False when the disk does not take them in time."""
+        return self._writer.flush()
+
+    def close(self) -> bool:
+        """False when lines were left unwritten."""
+        return self._writer.close()
+
+    def _now(self) -> str:
+        """RFC 3339 with milliseconds; the text of a second is made once, it would cost half of the line."""
+        second, millisecond = divmod(self._clock_ms(), 1_000)
+        if second != self._second:
+            self._second = second
+            self._second_text = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+        return f"{self._second_text}.{millisecond:03}Z"

@@ -1,0 +1,91 @@
+"""Who asked for what: a line each, and none without its line."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+
+import pytest
+
+from gateway.errors import Busy
+from gateway.observe import lines
+from gateway.observe.audit import AuditLog
+from security.principal import Principal, PrincipalKind, Session
+
+ALICE = Principal("user:alice", PrincipalKind.USER, "token", credential_id="abcdefgh2345")
+SESSION = Session(ALICE, "127.0.0.1:40114", "rest", "request-1")
+
+
+def opened(tmp_path: Path, now_ms: int = 1_767_225_600_123) -> AuditLog:
+    return AuditLog(tmp_path / "audit.jsonl", lambda: now_ms, lines_max=100)
+
+
+def test_a_line_says_who_what_and_what_became_of_it(tmp_path: Path) -> None:
+    audit = opened(tmp_path)
+    audit.record("access", SESSION, "publish", "orders", "denied", "no role allows it")
+    assert audit.close()
+    assert json.loads((tmp_path / "audit.jsonl").read_text()) == {
+        "at": "2026-01-01T00:00:00.123Z",
+        "event": "access",
+        "action": "publish",
+        "resource": "orders",
+        "outcome": "denied",
+        "reason": "no role allows it",
+        "principal": "user:alice",
+        "proved_by": "token",
+        "credential": "abcdefgh2345",
+        "peer": "127.0.0.1:40114",
+        "protocol": "rest",
+        "session": "request-1",
+    }
+
+
+def test_before_anybody_is_known_there_is_nobody_to_name(tmp_path: Path) -> None:
+    audit = opened(tmp_path)
+    audit.record("identity", None, "identify", "127.0.0.1:1", "refused")
+    audit.close()
+    assert set(json.loads((tmp_path / "audit.jsonl").read_text())) == {"at", "event", "action", "resource", "outcome"}
+
+
+def test_lines_are_added_to_those_of_the_node_before(tmp_path: Path) -> None:
+    for event in ("one", "two"):
+        audit = opened(tmp_path)
+        audit.record(event, None, "a", "r", "allowed")
+        audit.close()
+    written = (tmp_path / "audit.jsonl").read_text().splitlines()
+    assert [json.loads(line)["event"] for line in written] == ["one", "two"]
+    assert stat.S_IMODE((tmp_path / "audit.jsonl").stat().st_mode) == 0o600
+
+
+def test_names_of_any_length_and_content_stay_one_bounded_line_without_secrets(tmp_path: Path) -> None:
+    audit = opened(tmp_path)
+    token = "sprawl_abcdefgh2345_Zk3x9Qw7Lm2Np8Rt5Vy1Bc4Df6Gh0JkMnPqRsTuVw9x"
+    audit.record("access", SESSION, "read", "a\nb\u2028" + "x" * 10_000, "denied", f"of {token}")
+    audit.close()
+    written = (tmp_path / "audit.jsonl").read_text()
+    assert written.count("\n") == 1
+    assert len(written) < 2_000
+    assert token not in written
+    assert "sprawl_abcdefgh2345_[redacted]" in written
+
+
+def test_what_cannot_be_audited_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lines, "ROOM_WAIT_S", 0.01)
+    monkeypatch.setattr(lines, "CLOSE_WAIT_S", 0.05)
+    (tmp_path / "gone").mkdir()
+    audit = AuditLog(tmp_path / "gone" / "audit.jsonl", lambda: 0, lines_max=2)
+    (tmp_path / "gone" / "audit.jsonl").unlink()
+    (tmp_path / "gone").rmdir()  # the file cannot be begun again
+    for _ in range(2):
+        audit.record("access", SESSION, "publish", "orders", "allowed")
+    with pytest.raises(Busy, match=r"logging\.audit_queue_lines_max \(2\) is reached"):
+        audit.record("access", SESSION, "publish", "orders", "allowed")
+    assert audit.flush() is False
+    assert audit.failure == "No such file or directory"
+    (tmp_path / "gone").mkdir()
+    monkeypatch.setattr(lines, "CLOSE_WAIT_S", 10)
+    assert audit.flush()  # the disk is back, and nothing was lost
+    assert len((tmp_path / "gone" / "audit.jsonl").read_text().splitlines()) == 2
+    assert audit.failure is None
+    audit.close()
