@@ -1,0 +1,184 @@
+"""One HTTP request and its answer, straight on ASGI: publish and read pay for nothing that they do not use."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import Any, TypeAlias
+
+import msgspec
+import uuid_utils
+
+from gateway.endpoints.query import Query
+from gateway.errors import BodyTooLarge, Busy, ClientGone, answer_headers, problem, translate
+from gateway.pipeline import RETRY_AFTER_MS
+from security.identity.chain import BearerToken, ClientCertificate, Credential, NoCredential
+from security.principal import Session
+
+Scope: TypeAlias = MutableMapping[str, Any]
+Message: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+HeaderList: TypeAlias = Iterable[tuple[bytes, bytes]]
+
+JSON = b"application/json"
+NDJSON = b"application/x-ndjson"
+PROBLEM = b"application/problem+json"
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+_LENGTH = re.compile(rb"[0-9]{1,19}")
+
+encode = msgspec.json.Encoder().encode
+
+
+class Bodies:
+    """Bytes of request bodies that all requests together hold."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self.bytes_max = bytes_max
+        self.held_bytes = 0
+
+    def take(self, size: int) -> None:
+        if self.held_bytes + size > self.bytes_max:
+            raise Busy("rest.bodies_bytes_max", self.bytes_max, RETRY_AFTER_MS)
+        self.held_bytes += size
+
+    def give_back(self, size: int) -> None:
+        self.held_bytes -= size
+
+
+class Exchange:
+    """`raw_path` is percent-encoded still; `headers` has the last of each name, in lower case."""
+
+    __slots__ = (
+        "_bodies",
+        "_held_bytes",
+        "_receive",
+        "_send",
+        "_session",
+        "headers",
+        "id",
+        "method",
+        "raw_path",
+        "scope",
+        "started",
+        "status",
+    )
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, bodies: Bodies) -> None:
+        self.scope, self._receive, self._send, self._bodies = scope, receive, send, bodies
+        self.method: str = scope["method"]
+        self.raw_path: bytes = scope["raw_path"]
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        self.id = self._request_id()
+        self.started = False
+        self.status = 0
+        self._held_bytes = 0
+        self._session: Session | None = None
+
+    @property
+    def session(self) -> Session:
+        """Who asks; set once, before any route runs."""
+        assert self._session is not None
+        return self._session
+
+    @session.setter
+    def session(self, session: Session) -> None:
+        self._session = session
+
+    @property
+    def connection(self) -> dict[str, Any]:
+        """What the listener knows: `peer`, `client_certificate`, `listener`."""
+        found: dict[str, Any] = self.scope["extensions"]["sprawl"]
+        return found
+
+    # The request
+
+    @property
+    def receive(self) -> Receive:
+        return self._receive
+
+    async def send(self, message: Message) -> None:
+        """For answers that starlette makes: the request's id goes with them."""
+        if message["type"] == "http.response.start":
+            self.started, self.status = True, message["status"]
+            message["headers"] = [*message["headers"], (b"x-request-id", self.id.encode())]
+        await self._send(message)
+
+    def credential(self) -> Credential:
+        """The bearer token if there is an Authorization header, else the client certificate, else none."""
+        authorization = self.headers.get(b"authorization")
+        if authorization is not None:
+            scheme, _, token = authorization.partition(b" ")
+            # RFC 9110, 11.1: the scheme's case does not matter. Another scheme is a credential that nobody here recognises.
+            text = token.strip() if scheme.lower() == b"bearer" else b""
+            return BearerToken(text.decode("ascii", "replace"))
+        certificate: bytes | None = self.connection["client_certificate"]
+        return NoCredential() if certificate is None else ClientCertificate(certificate)
+
+    def query(self) -> Query:
+        return Query(self.scope["query_string"])
+
+    def accepts(self, media_type: bytes) -> bool:
+        """Named in Accept as it stands; no weighing, since every route has one default."""
+        return media_type in self.headers.get(b"accept", b"").lower()
+
+    async def body(self, bytes_max: int) -> bytes:
+        """The whole body. BodyTooLarge before more than that is held, Busy, ClientGone."""
+        length = self.headers.get(b"content-length", b"")
+        if _LENGTH.fullmatch(length) and int(length) > bytes_max:
+            raise BodyTooLarge("rest.body_bytes_max", bytes_max)
+        parts: list[bytes] = []
+        size = 0
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            part: bytes = message.get("body", b"")
+            size += len(part)
+            if size > bytes_max:
+                raise BodyTooLarge("rest.body_bytes_max", bytes_max)
+            self._hold(len(part))
+            parts.append(part)
+            if not message.get("more_body", False):
+                return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def gone(self) -> None:
+        """Returns when the client has closed the connection; whatever else it still sends is dropped."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+    # The answer
+
+    async def answer(self, status: int, media_type: bytes, body: bytes, headers: HeaderList = ()) -> None:
+        """The whole answer at once."""
+        await self.begin(status, [(b"content-type", media_type), (b"content-length", b"%d" % len(body)), *headers])
+        await self.write(body, last=True)
+
+    async def begin(self, status: int, headers: HeaderList) -> None:
+        await self.send({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def write(self, body: bytes, *, last: bool = False) -> None:
+        """Returns when the transport wants more; with an empty body it waits for that and writes nothing."""
+        await self._send({"type": "http.response.body", "body": body, "more_body": not last})
+
+    async def refuse(self, error: Exception) -> None:
+        """The problem document; nothing where nobody listens, or where an answer is under way, which then ends cut off."""
+        document = problem(error, self.id)
+        if not self.started and not isinstance(error, ClientGone):
+            await self.answer(translate(error).status, PROBLEM, encode(document), answer_headers(error))
+
+    def close(self) -> None:
+        """Give back what the body held."""
+        self._bodies.give_back(self._held_bytes)
+        self._held_bytes = 0
+
+    def _hold(self, size: int) -> None:
+        self._bodies.take(size)
+        self._held_bytes += size
+
+    def _request_id(self) -> str:
+        given = self.headers.get(b"x-request-id")
+        if given is not None and _REQUEST_ID.fullmatch(given):
+            return given.decode("ascii")
+        return str(uuid_utils.uuid7())

@@ -1,0 +1,160 @@
+"""Fan-out at the live end: one read and one encoded frame for everybody who stands there.
+
+A `Broadcast` reads one (topic, key) for all its members. Its rules:
+
+- Only subscribers at the live end are members. Whoever is behind (late, slow, or allowed some keys only) reads for itself, in
+  bounded steps (`websocket_subscriber.py`), and joins when its cursor has reached the broadcast's.
+- A member may join ahead of the broadcast's cursor (both woke up for one commit and the member read first): its `floor`. Records
+  below it are not sent to it again.
+- A member whose output is full when a batch comes leaves with the cursor from before that batch. No record waits in memory for
+  anybody: the log is the queue.
+- Every batch is authorised again at the moment of writing, once for each credential that listens.
+- Reading stops when the last member leaves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from broker.delivery.position import Cursor
+from broker.delivery.subscription import Delivered, record_bytes
+from gateway.endpoints.websocket_frames import Chunk, encode_chunks, records_frame
+from security.principal import Session
+
+if TYPE_CHECKING:
+    from gateway.endpoints.websocket_hub import Hub
+    from gateway.endpoints.websocket_subscriber import Subscriber
+
+Address = tuple[str, bytes | None]
+"""Topic, and key where the subscription is to one key."""
+
+
+class Group:
+    """Members that get the same bytes by the same right: one credential, one name of the subscription."""
+
+    __slots__ = ("key", "members", "session", "sub")
+
+    def __init__(self, key: tuple[object, ...], session: Session, sub: bytes) -> None:
+        self.key = key
+        self.session = session
+        self.sub = sub
+        self.members: dict[Subscriber, None] = {}
+
+
+class Broadcast:
+    """Made by its first member at that member's cursor, which is the live end."""
+
+    def __init__(self, hub: Hub, address: Address, cursor: Cursor) -> None:
+        self.cursor = cursor
+        """Where the next batch to deliver begins."""
+        self._hub = hub
+        self._address = address
+        self._groups: dict[tuple[object, ...], Group] = {}
+        self._task = asyncio.create_task(self._run(), name=f"broadcast of {address[0]}")
+
+    def join(self, member: Subscriber) -> None:
+        """`member.cursor` must not be below ours."""
+        assert member.group is None
+        assert member.cursor >= self.cursor
+        member.floor = member.cursor
+        principal = member.session.principal
+        key = (principal.identity_key, principal.credential_id, member.sub)
+        group = self._groups.get(key)
+        if group is None:
+            group = self._groups[key] = Group(key, member.session, member.sub)
+        group.members[member] = None
+        member.group, member.broadcast = group, self
+
+    def leave(self, member: Subscriber) -> None:
+        """From here on the member goes on by itself, from its own cursor."""
+        group = member.group
+        assert group is not None
+        member.cursor = self.position_of(member)
+        member.group = member.broadcast = member.floor = None
+        del group.members[member]
+        if not group.members:
+            del self._groups[group.key]
+            if not self._groups:
+                self._hub.forget(self._address)
+                self._task.cancel()
+
+    def position_of(self, member: Subscriber) -> Cursor:
+        return self.cursor if member.floor is None else max(member.floor, self.cursor)
+
+    async def _run(self) -> None:
+        options = self._hub.options
+        try:
+            subscription = await self._hub.pipeline.broker.subscribe(*self._address, self.cursor)
+            while True:
+                delivered = await subscription.next(
+                    bytes_max=options.read_bytes_max, records_max=options.read_records_max, wait_max_ms=options.read_wait_ms
+                )
+                damage = list(subscription.damage.values())
+                subscription.damage.clear()
+                self._deliver(delivered, encode_chunks(delivered, damage, subscription.cursor, options.frame_bytes_max))
+                self.cursor = subscription.cursor
+        except Exception as error:
+            for group in list(self._groups.values()):
+                _fail(group, error)
+
+    def _deliver(self, delivered: Sequence[Delivered], chunks: Sequence[Chunk]) -> None:
+        """To every member; those that cannot take it leave while `cursor` is still where they have to go on."""
+        if not chunks:
+            return
+        size = sum([record_bytes(record.record) for record in delivered])
+        frames: dict[bytes, list[bytes]] = {}
+        for group in list(self._groups.values()):
+            if self._admit(group, size):
+                shared = frames.get(group.sub)
+                if shared is None:
+                    shared = frames[group.sub] = [records_frame(group.sub, chunk) for chunk in chunks]
+                written = self._write(group, shared, delivered)
+                self._hub.pipeline.deliver(group.session, len(delivered) * written, size * written)
+
+    def _admit(self, group: Group, size: int) -> bool:
+        """Ask again, and charge; members that may not share the whole batch leave, to be served, paced or refused alone."""
+        try:
+            admitted = self._hub.shares(group.session, *self._address) and self._hub.pays(
+                group.session, size * len(group.members)
+            )
+        except Exception as error:
+            _fail(group, error)
+            return False
+        if not admitted:
+            for member in list(group.members):
+                member.fall_behind()
+        return admitted
+
+    def _write(self, group: Group, shared: list[bytes], delivered: Sequence[Delivered]) -> int:
+        """The number of members that took it. The hot loop of a fan-out."""
+        written = 0
+        for member in list(group.members):
+            output = member.output
+            if not output.writable:
+                member.fall_behind()
+                continue
+            frames = shared if member.floor is None else self._above_floor(member, shared, delivered)
+            for frame in frames:
+                output.write(frame)
+            written += 1
+        return written
+
+    def _above_floor(self, member: Subscriber, shared: list[bytes], delivered: Sequence[Delivered]) -> list[bytes]:
+        """A member's first batches after joining: what it has read already is left out."""
+        floor = member.floor
+        assert floor is not None
+        newer = [record for record in delivered if record.cursor > floor]
+        if not newer:
+            return []
+        member.floor = None
+        if len(newer) == len(delivered):
+            return shared
+        chunks = encode_chunks(newer, (), newer[-1].cursor, self._hub.options.frame_bytes_max)
+        return [records_frame(member.sub, chunk) for chunk in chunks]
+
+
+def _fail(group: Group, error: Exception) -> None:
+    for member in list(group.members):
+        member.fail(error)

@@ -1,0 +1,1 @@
+"""Protocols as functions from bytes to events and back: no sockets, no clock, no loop, nothing else of Sprawl."""

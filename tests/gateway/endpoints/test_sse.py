@@ -1,0 +1,323 @@
+"""Server-Sent Events: resume exactly, hold little, end when rights or the node do."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+from gateway.endpoints.rest_options import SseOptions
+from gateway.pipeline import Incoming
+
+EVENTS = "/v1/topics/orders/events"
+
+
+def record(key: str, text: str = "v", **more: Any) -> Incoming:
+    return Incoming(key.encode(), text.encode(), **({"partition": 0} | more))
+
+
+class Event:
+    """One block of the stream, read as the HTML standard says."""
+
+    def __init__(self, block: bytes) -> None:
+        self.kind, self.id, data, self.comments = "message", "", [], 0
+        for line in block.decode().split("\n"):
+            name, _, value = line.partition(":")
+            value = value.removeprefix(" ")
+            if name == "":
+                self.comments += 1
+            elif name == "id":
+                self.id = value
+            elif name == "event":
+                self.kind = value
+            elif name == "data":
+                data.append(value)
+        self.data = "\n".join(data)
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.data)
+
+
+def events(body: bytes) -> list[Event]:
+    """Those with data; comments and moves of the position make no event."""
+    return [event for block in body.split(b"\n\n") if (event := Event(block)).data]
+
+
+def last_id(body: bytes) -> str:
+    return [event.id for block in body.split(b"\n\n") if (event := Event(block)).id][-1]
+
+
+async def ended(call: Any) -> bytes:
+    call.leave()
+    await call.task
+    body: bytes = call.body
+    return body
+
+
+async def follow(door: Any, target: str = f"{EVENTS}?from=earliest", **options: Any) -> Any:
+    """A stream that has begun."""
+    call = door.begin("GET", target, **options)
+    await call.until(b"id: ")
+    return call
+
+
+async def test_what_is_published_arrives(door: Any) -> None:
+    await door.publish("orders", record("a", "before"))
+    call = await follow(door)
+    await call.until(b"before")
+    await door.post("/v1/topics/orders/records", {"key": "b", "value": {"after": True}})
+    await call.until(b"after")
+    assert dict(call.headers)[b"content-type"] == b"text/event-stream; charset=utf-8"
+    assert dict(call.headers)[b"cache-control"] == b"no-store"
+    found = [event.json for event in events(await ended(call))]
+    assert [(one["key"], one.get("text"), one.get("value")) for one in found] == [
+        ("a", "before", None),
+        ("b", None, {"after": True}),
+    ]
+
+
+async def test_latest_is_where_it_begins_unless_told_otherwise(door: Any) -> None:
+    await door.publish("orders", record("a", "old"))
+    call = await follow(door, EVENTS)
+    await door.publish("orders", record("a", "new"))
+    await call.until(b"new")
+    assert b"old" not in await ended(call)
+
+
+async def test_beginnings(door: Any) -> None:
+    rows = ["earliest", "0-0", "0", "1970-01-01T00:00:00Z"]
+    for start in rows:
+        await door.publish("orders", record("a", "old"))
+        call = await follow(door, f"{EVENTS}?from={start}")
+        await call.until(b"old")
+        await ended(call)
+
+
+async def test_it_resumes_exactly_after_each_event_also_inside_a_batch(door: Any) -> None:
+    for batch in range(3):
+        await door.publish("orders", *[record("k", f"{batch}.{number}", partition=number % 2) for number in range(4)])
+    call = await follow(door)
+    await call.until(b"2.3")
+    whole = events(await ended(call))
+    assert len(whole) == 12
+    for position, event in enumerate(whole[:-1]):
+        call = await follow(door, EVENTS, headers={"last-event-id": event.id})
+        await call.until(whole[-1].data.encode())
+        rest = events(await ended(call))
+        assert [one.data for one in rest] == [one.data for one in whole[position + 1 :]]
+
+
+async def test_last_event_id_wins_over_from(door: Any) -> None:
+    await door.publish("orders", record("a", "first"), record("a", "second"))
+    call = await follow(door)
+    await call.until(b"second")
+    first = events(await ended(call))[0]
+    call = await follow(door, f"{EVENTS}?from=earliest", headers={"last-event-id": first.id})
+    await call.until(b"second")
+    assert b"first" not in await ended(call)
+
+
+async def test_a_stream_without_events_can_be_resumed_too(door: Any) -> None:
+    """Its position comes first, so nothing that is published while the reader is away is lost."""
+    await door.publish("orders", record("a", "old"))
+    body = await ended(await follow(door, EVENTS))
+    assert body.startswith(b"retry: 1000\n")
+    await door.publish("orders", record("a", "meanwhile"))
+    call = await follow(door, EVENTS, headers={"last-event-id": last_id(body)})
+    await call.until(b"meanwhile")
+    assert b"old" not in await ended(call)
+
+
+async def test_one_key(door: Any) -> None:
+    await door.publish("orders", record("a", "1"), record("b", "2"), record("a", "3"))
+    call = await follow(door, f"{EVENTS}?from=earliest&key=a")
+    await call.until(b'"3"')
+    assert [event.json["text"] for event in events(await ended(call))] == ["1", "3"]
+
+
+async def test_some_keys(door: Any) -> None:
+    await door.publish("orders", record("us/1", "no"), record("eu/1", "yes"))
+    for target in (f"{EVENTS}?from=earliest", f"{EVENTS}?from=earliest&key=eu/1", f"{EVENTS}?from=0", f"{EVENTS}?from=0-0"):
+        call = await follow(door, target, token=door.token("eu-reader"))
+        await call.until(b"yes")
+        await door.publish("orders", record("us/1", "no"), record("eu/1", "live"))
+        await call.until(b"live")
+        assert b'"no"' not in await ended(call)
+    refused = await door.get(f"{EVENTS}?key=us/1", token=door.token("eu-reader"))
+    assert (refused.status, refused.slug) == (403, "access-denied")
+
+
+async def test_a_value_cannot_end_its_event_and_begin_another(door: Any) -> None:
+    hostile = '{\r\n"a":\n\n"id: 9-9",\r"b":"data: x"\n}'
+    headers = ((b"content-type", b"application/json"),)
+    await door.publish(
+        "orders", record("k", hostile, headers=headers), record("k", "x\n\nevent: bad\ndata: y\r\rid: 7-7"), record("k", "end")
+    )
+    call = await follow(door)
+    await call.until(b"end")
+    found = events(await ended(call))
+    assert len(found) == 3
+    assert {event.kind for event in found} == {"message"}
+    assert found[0].json["value"] == {"a": "id: 9-9", "b": "data: x"}
+
+
+async def test_heartbeats_move_the_position(open_door: Any) -> None:
+    door = open_door(sse=SseOptions(heartbeat_ms=10))
+    await door.publish("orders", record("a"))
+    call = await follow(door, f"{EVENTS}?key=none")
+    first = last_id(call.body)
+    await call.until(b":\n")
+    await door.publish("orders", record("a"))
+    await door.until(lambda: last_id(call.body) > first)
+    assert events(await ended(call)) == []
+
+
+async def test_a_slow_reader_holds_one_chunk(open_door: Any) -> None:
+    """Nothing more is read from the log while what was written has not left."""
+    door = open_door(sse=SseOptions(buffer_bytes_max=10_000))
+    for _ in range(50):
+        await door.publish("orders", *[record("k", "x" * 990)] * 10)
+    call = door.begin("GET", f"{EVENTS}?from=earliest")
+    call.pause_at = b"data: "
+    await door.until(lambda: not call.going.is_set())
+    await asyncio.sleep(0.02)
+    assert len(events(call.body)) == 10  # one batch: two would cross the bound
+    assert door.count("records_out_total", protocol="sse") == 10
+    call.going.set()
+    await door.until(lambda: len(events(call.body)) == 500)
+    await ended(call)
+
+
+async def test_the_drain_ends_it(door: Any) -> None:
+    await door.publish("orders", record("a", "old"))
+    call = await follow(door)
+    await call.until(b"old")
+    door.app.drain()
+    answer = await call.answer()
+    assert answer.status == 200
+    assert door.pipeline.feeds == 0
+    assert not door.engine._watchers
+    late = await door.get(EVENTS)
+    assert (late.status, late.slug, late.headers["retry-after"]) == (503, "draining", "1")
+
+
+async def test_a_reader_that_leaves_takes_everything_along(door: Any) -> None:
+    await door.publish("orders", record("a"))
+    call = await follow(door)
+    await door.until(lambda: bool(door.engine._watchers))
+    assert door.count("subscriptions", protocol="sse") == 1
+    call.leave()
+    await call.task
+    assert not door.engine._watchers
+    assert (door.pipeline.feeds, len(door.app._streams)) == (0, 0)
+    assert door.count("subscriptions", protocol="sse") == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "slug"),
+    [
+        (lambda door, token: door.grant({"eu-reader": [{"actions": ["describe"], "topic": "orders"}]}), "access-denied"),
+        (lambda door, token: door.revoke(token), "token-revoked"),
+        (lambda door, token: setattr(door.clock, "ahead_ms", 3_600_000), "token-expired"),
+    ],
+)
+async def test_rights_that_end_end_the_stream_and_nothing_more_is_told(door: Any, change: Any, slug: str) -> None:
+    await door.publish("orders", record("eu/1", "old"))
+    token = door.token("eu-reader", ttl_ms=3_600_000)
+    call = await follow(door, token=token)
+    await call.until(b"old")
+    await door.until(lambda: bool(door.engine._watchers))
+    admin = await door.session()
+    change(door, token)
+    if slug != "token-expired":
+        await door.pipeline.publish(admin, "orders", [record("eu/1", "planted")])
+    else:
+        await door.publish("orders", record("eu/1", "planted"))
+    answer = await call.answer()
+    assert b"planted" not in answer.body
+    [_, error] = events(answer.body)
+    assert (error.kind, error.json["type"]) == ("error", f"/problems/{slug}")
+    assert not error.id
+
+
+async def test_keys_that_change_change_what_arrives(door: Any) -> None:
+    await door.publish("orders", record("eu/1", "old"))
+    call = await follow(door, token=door.token("eu-reader"))
+    await call.until(b"old")
+    door.grant({"eu-reader": [{"actions": ["read"], "topic": "orders", "key": "us/*"}]})
+    await door.publish("orders", record("eu/1", "planted"), record("us/1", "allowed"))
+    await call.until(b"allowed")
+    assert b"planted" not in await ended(call)
+
+
+async def test_rights_that_end_while_a_slow_reader_keeps_it_waiting(door: Any) -> None:
+    """Records are taken from the log only when they can be written: nothing waits with the rights of yesterday."""
+    await door.publish("orders", record("eu/1", "old"))
+    token = door.token("eu-reader")
+    call = await follow(door, EVENTS, token=token)
+    await door.until(lambda: bool(door.engine._watchers))
+    call.going.clear()
+    await door.publish("orders", record("eu/1", "first"))
+    await door.publish("orders", record("eu/1", "planted"))
+    await asyncio.sleep(0.01)
+    door.revoke(token)
+    call.going.set()
+    assert b"planted" not in (await call.answer()).body
+
+
+async def test_streams_are_bounded(open_door: Any) -> None:
+    door = open_door(sse=SseOptions(streams_max=1))
+    await door.publish("orders", record("a"))
+    call = await follow(door)
+    refused = await door.get(EVENTS)
+    assert (refused.status, refused.slug, refused.problem["limit_name"]) == (503, "busy", "sse.streams_max")
+    await ended(call)
+    await ended(await follow(door))
+
+
+async def test_refusals(door: Any) -> None:
+    rows = [
+        (f"{EVENTS}?from=noon", {}, 400, "parameter-invalid"),
+        (f"{EVENTS}?from=1-", {}, 400, "parameter-invalid"),
+        (f"{EVENTS}?from=-1", {}, 400, "parameter-invalid"),
+        (f"{EVENTS}?since=1", {}, 400, "parameter-invalid"),
+        (EVENTS, {"last-event-id": "17"}, 400, "parameter-invalid"),
+        (EVENTS, {"last-event-id": "ü"}, 400, "parameter-invalid"),
+        (EVENTS, {"last-event-id": "99999-0"}, 416, "cursor-ahead"),
+        ("/v1/topics/other/events", {}, 404, "unknown-topic"),
+        ("/v1/topics/a%20b/events", {}, 400, "illegal-topic-name"),
+    ]
+    for target, headers, status, slug in rows:
+        await door.publish("orders", record("a"))
+        answer = await door.get(target, headers=headers)
+        assert (answer.status, answer.slug) == (status, slug)
+        assert door.pipeline.feeds == 0
+
+
+async def test_head_has_the_headers_and_ends(door: Any) -> None:
+    await door.publish("orders", record("a"))
+    answer = await door.call("HEAD", EVENTS)
+    assert (answer.status, answer.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
+
+
+async def test_over_a_real_connection(door: Any, http: httpx.AsyncClient) -> None:
+    """Publish over REST, receive over SSE, leave, come back."""
+    await http.post("/v1/records/orders/k", content=b"one")
+    seen = ""
+    async with http.stream("GET", f"{EVENTS}?from=earliest") as stream:
+        lines = stream.aiter_lines()
+        async for line in lines:
+            seen = line.removeprefix("id: ") if line.startswith("id: ") else seen
+            if "one" in line:
+                break
+    await door.until(lambda: door.pipeline.feeds == 0)
+    await http.post("/v1/records/orders/k", content=b"two")
+    async with http.stream("GET", EVENTS, headers={"last-event-id": seen}) as stream:
+        async for line in stream.aiter_lines():
+            assert "one" not in line
+            if "two" in line:
+                break
