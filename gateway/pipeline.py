@@ -278,11 +278,13 @@ class Pipeline:
     def list_topics(self, session: Session) -> list[Topic]:
         """Those that the principal may describe, by name."""
         self.chain.still_valid(session.principal)
+        self.charge(session, Quota.REQUESTS, 1)
         topics = self.broker.topics()
         return [topics[name] for name in sorted(topics) if self._may(session, Action.DESCRIBE, name)]
 
     def describe_topic(self, session: Session, name: str) -> tuple[Topic, list[PartitionOffsets]]:
         self.authorise(session, Action.DESCRIBE, name)
+        self.charge(session, Quota.REQUESTS, 1)
         return self.broker.topic(name), self.broker.offsets(name)
 
     async def create_topic(self, session: Session, name: str, partitions: int | None, configs: Mapping[str, str]) -> Topic:

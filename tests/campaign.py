@@ -57,7 +57,7 @@ def parts(fuzz_seconds: int) -> list[Part]:
                 "tests/security",
                 "tests/gateway",
             ],
-            {"SPRAWL_HYPOTHESIS_PROFILE": "campaign"},
+            {"HYPOTHESIS_PROFILE": "campaign"},
         ),
         Part("bench", "budgets", [python, "bench/run.py", "--save"], {}),
     ]

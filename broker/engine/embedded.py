@@ -164,10 +164,10 @@ class EmbeddedEngine:
         self._store.repaired.clear()
 
     async def _renew_snapshot(self, group: int) -> int | None:
-        """The state as found, for the next manifest to list: held twice then, whatever becomes of old journals or of the view.
-        Returns the number of the one it replaces."""
+        """After damage to what the state would be restored from: the state as found, for the next manifest to list, so that it
+        is held twice again. Returns the number of the one it replaces."""
         old = self._store.manifest.snapshot
-        if not len(self._table):
+        if not self.recovery.state_damaged:
             return None
         number = await self._store.save_snapshot(group, self._table.entries())
         self._store.list_snapshot(number, group)

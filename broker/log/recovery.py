@@ -85,6 +85,7 @@ class RecoveredFile:
         self.groups = 0
         self.shredded_batches = 0
         self.next_sequence = 0
+        self.state_damaged = False
 
 
 class Recovery:
@@ -210,6 +211,7 @@ class Recovery:
         return True
 
     def _read_gap(self, found: RecoveredFile, data: bytes, gap: Gap, group: int) -> None:
+        found.state_damaged = found.state_damaged or may_hold_frame(gap)
         if may_hold_frame(gap) and (group > self._view_group or self.next_sequence == 0):
             found.unattributed.append(DamagedRange(self.next_sequence, self.next_sequence, FRAME_LOST))
         for batch in gap.batches:
@@ -223,6 +225,7 @@ class Recovery:
         if entries is None:
             if not confirmed:
                 return False
+            found.state_damaged = True
             if group > self._view_group:
                 lost = DamagedRange(frame.first_sequence, frame.first_sequence, STATE_LOST)
                 found.unattributed.append(lost)

@@ -32,7 +32,8 @@ from security.errors import TamperedData
 
 
 class RecoveryReport(msgspec.Struct, gc=False):
-    """What the last start found. `damaged_files`: small files or footers of which a damaged copy was stepped over."""
+    """What the last start found. `damaged_files`: small files or footers of which a damaged copy was stepped over.
+    `state_damaged`: something was damaged that the state would be restored from."""
 
     journals: int = 0
     groups: int = 0
@@ -42,6 +43,7 @@ class RecoveryReport(msgspec.Struct, gc=False):
     view_rebuilt: str | None = None
     view_ahead: bool = False
     shredded_batches: int = 0
+    state_damaged: bool = False
 
 
 class Opened(msgspec.Struct, gc=False):
@@ -184,11 +186,12 @@ class Startup:
         except (TamperedData, FileNotFoundError):
             if path not in self._report.damaged_files:
                 self._report.damaged_files.append(path)
+            self._report.state_damaged = True
             return None
         return snapshot.group, snapshot.entries
 
     def _rebuild_view(self, reason: str) -> tuple[StateView, int, list[Entry]]:
-        self._report.view_rebuilt = reason
+        self._report.view_rebuilt, self._report.state_damaged = reason, True
         group, entries = 0, list[Entry]()
         if self._store.manifest.snapshot is not None:
             found = self._read_snapshot(self._store.manifest.snapshot)
@@ -270,6 +273,7 @@ class Startup:
         self._store.unattributed += found.unattributed
         self._report.groups += found.groups
         self._report.shredded_batches += found.shredded_batches
+        self._report.state_damaged = self._report.state_damaged or found.state_damaged
         for part in found.partitions.values():
             self._store.add_extent(file, part.summary, part.index)
 

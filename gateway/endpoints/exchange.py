@@ -25,6 +25,8 @@ JSON = b"application/json"
 NDJSON = b"application/x-ndjson"
 PROBLEM = b"application/problem+json"
 
+LARGE_BYTES = 64 * 1024  # uvicorn's high-water mark: below it an answer has left, as far as the application can tell
+
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _LENGTH = re.compile(rb"[0-9]{1,19}")
 
@@ -32,7 +34,7 @@ encode = msgspec.json.Encoder().encode
 
 
 class Bodies:
-    """Bytes of request bodies that all requests together hold."""
+    """Bytes that all requests together hold, as bodies that came and large answers that have not left."""
 
     def __init__(self, bytes_max: int) -> None:
         self.bytes_max = bytes_max
@@ -151,9 +153,14 @@ class Exchange:
     # The answer
 
     async def answer(self, status: int, media_type: bytes, body: bytes, headers: HeaderList = ()) -> None:
-        """The whole answer at once."""
+        """The whole answer at once. A large one counts as held until it has left; Busy where that is too much."""
+        large = len(body) > LARGE_BYTES
+        if large:
+            self._hold(len(body))
         await self.begin(status, [(b"content-type", media_type), (b"content-length", b"%d" % len(body)), *headers])
-        await self.write(body, last=True)
+        await self.write(body, last=not large)
+        if large:
+            await self.write(b"", last=True)
 
     async def begin(self, status: int, headers: HeaderList) -> None:
         await self.send({"type": "http.response.start", "status": status, "headers": headers})
@@ -169,7 +176,7 @@ class Exchange:
             await self.answer(translate(error).status, PROBLEM, encode(document), answer_headers(error))
 
     def close(self) -> None:
-        """Give back what the body held."""
+        """Give back what was held."""
         self._bodies.give_back(self._held_bytes)
         self._held_bytes = 0
 

@@ -9,7 +9,7 @@ class RestOptions(msgspec.Struct, frozen=True, kw_only=True):
     body_bytes_max: int = 8 * 1024 * 1024
     """A request's body; more is refused with 413."""
     bodies_bytes_max: int = 256 * 1024 * 1024
-    """Bodies of all requests under way together; beyond it publishers are told to retry."""
+    """Bodies and large answers of all requests under way together; beyond it callers are told to retry."""
     records_max: int = 10_000
     """Records of one publish request, and of one page read."""
     records_default: int = 1_000

@@ -118,7 +118,7 @@ class _Envelope(msgspec.Struct):
 
 
 _decoder = msgspec.json.Decoder(AnyOperation | list[AnyOperation])
-_one = msgspec.json.Decoder(AnyOperation)
+_one: msgspec.json.Decoder[AnyOperation] = msgspec.json.Decoder(AnyOperation)
 _raw_list = msgspec.json.Decoder(list[msgspec.Raw])
 _envelope = msgspec.json.Decoder(_Envelope)
 

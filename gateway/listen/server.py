@@ -115,6 +115,8 @@ class HttpServer:
         host, port = listening.getsockname()[:2]
         if exposed := [name for name in ("plain", "anonymous") if getattr(self._listener, name)]:
             logger.warning("the listener on %s port %d is %s: for development only", host, port, " and ".join(exposed))
+        # A peer that has vanished without a word (power, radio) is found by what it does not acknowledge; connections inherit it.
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, self._gate.limits.write_stall_ms)
         self.address = (host, port)
         self._acceptor = Acceptor(listening, self._contexts, self._gate)
         self._ticks = [asyncio.create_task(self._check()), asyncio.create_task(self._date())]
@@ -168,13 +170,22 @@ class HttpServer:
             now = asyncio.get_running_loop().time()
             for connection in list(self._connections):
                 if isinstance(connection, HttpProtocol):
-                    connection.check(now)
+                    _checked(connection, now)
 
     async def _date(self) -> None:
         """The Date header of answers (RFC 9110, 6.6.1), made once a second."""
         while True:
             self._state.default_headers = [(b"date", formatdate(usegmt=True).encode("ascii"))]
             await asyncio.sleep(1)
+
+
+def _checked(connection: HttpProtocol, now: float) -> None:
+    """A mistake of ours with one connection must not take the deadlines of all others with it."""
+    try:
+        connection.check(now)
+    except Exception:
+        logger.exception("the deadlines of a connection could not be looked at, it is cut")
+        connection.transport.abort()
 
 
 def _uvicorn_config(app: Callable[..., Any], websocket: type[asyncio.Protocol] | None) -> Config:

@@ -1,7 +1,8 @@
 """One write per connection and turn of the event loop.
 
-uvicorn writes an answer's head and each part of its body by itself, and each becomes a system call of its own, with TLS a record too.
-Here they wait for the end of the turn and go together [least of five runs, us of server CPU a request: plain 51 to 44, TLS 146 to 125].
+uvicorn writes an answer's head and each part of its body by itself; each becomes a system call of its own, with TLS a record too.
+Here they wait for the end of the turn and go together [us of server CPU a request, least of eight runs: plain 67 to 51, TLS 101
+to 88; uvicorn's own protocol without any of our bounds 52].
 """
 
 from __future__ import annotations

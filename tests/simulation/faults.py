@@ -118,8 +118,10 @@ class Faults:
 def draw_plan(random: random.Random, *, failures: bool) -> Plan:
     """A life's plan. Cuts come early (while the node recovers) as well as late, and at every kind of operation."""
     plan = Plan()
-    way = random.choice(("any", "any", "early", "kind", "kind"))
-    if way == "kind":
+    way = random.choice(("none", "any", "any", "early", "kind", "kind"))
+    if way == "none":
+        plan.cut_after = None
+    elif way == "kind":
         plan.cut_kind = random.choice(CUT_KINDS)
         plan.cut_after = random.randint(1, _OFTEN[plan.cut_kind])
     else:

@@ -29,7 +29,7 @@ from tests.simulation.workload import Workload
 
 ACKNOWLEDGED_MIN = 200
 FAULTS_MIN = 3
-LIVES_MIN, LIVES_MAX = 5, 40
+LIVES_MIN, LIVES_MAX = 5, 80
 KINDS = ("power", "power", "errors", "media", "all")
 
 SMALL_OPTIONS = LogOptions(

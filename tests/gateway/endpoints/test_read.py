@@ -335,3 +335,18 @@ async def test_what_is_read_counts_against_the_quota(open_door: Any) -> None:
     answer = await door.get(PARTITION)
     assert (answer.status, answer.slug, answer.problem["quota"]) == (429, "quota-exceeded", "bytes_out")
     assert int(answer.headers["retry-after"]) > 1
+
+
+async def test_large_answers_are_held_within_the_bound_until_they_have_left(open_door: Any) -> None:
+    door = open_door(bodies_bytes_max=250_000)
+    await door.publish("orders", *[record("k", "x" * 990)] * 150)
+    slow = door.begin("GET", PARTITION)
+    slow.pause_at = b"{"
+    await door.until(lambda: not slow.going.is_set())
+    refused = await door.get(PARTITION)
+    assert (refused.status, refused.slug) == (503, "busy")
+    assert (await door.get(f"{PARTITION}?limit=10")).status == 200
+    slow.going.set()
+    assert len((await slow.answer()).json["records"]) == 150
+    assert door.app._bodies.held_bytes == 0
+    assert (await door.get(PARTITION)).status == 200

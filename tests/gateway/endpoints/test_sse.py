@@ -321,3 +321,32 @@ async def test_over_a_real_connection(door: Any, http: httpx.AsyncClient) -> Non
             assert "one" not in line
             if "two" in line:
                 break
+
+
+async def test_a_reader_that_stops_reading_stops_the_node_from_reading(door: Any, http: httpx.AsyncClient) -> None:
+    """24 MB wait in the log for a reader that takes its time, not in memory; it gets all of them in the end."""
+    for number in range(24):
+        await door.publish("orders", *[record("k", f"{number * 1_000 + step:05}" + "x" * 995) for step in range(1_000)])
+
+    def delivered() -> float:
+        return door.count("bytes_out_total", protocol="sse")
+
+    async with http.stream("GET", f"{EVENTS}?from=earliest", timeout=30) as stream:
+        lines = stream.aiter_lines()
+        await anext(lines)
+        before = -1.0
+        while delivered() != before:  # until the node has found out that nobody reads
+            before = delivered()
+            await asyncio.sleep(0.1)
+        assert before < 16_000_000
+        seen = [line[line.index('"text":"') + 8 :][:5] async for line in _first(lines, "data: ", 24_000)]
+    assert seen == [f"{number:05}" for number in range(24_000)]
+
+
+async def _first(lines: Any, prefix: str, count: int) -> Any:
+    async for line in lines:
+        if line.startswith(prefix):
+            yield line
+            count -= 1
+            if count == 0:
+                return

@@ -72,6 +72,26 @@ class TestBinding:
             assert f"is {' and '.join(exposing)}: for development only" in caplog.text
 
 
+class TestConnections:
+    async def test_a_vanished_peer_is_found_by_what_it_does_not_acknowledge(self) -> None:
+        async with serving(Held(), write_stall_ms=12_345) as served:
+            await served.connect()
+            await until(lambda: served.server.connections == 1)
+            (connection,) = served.server._connections
+            accepted = connection.transport.get_extra_info("socket")
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 12_345
+
+    async def test_a_mistake_with_one_leaves_the_others_their_deadlines(self, caplog: pytest.LogCaptureFixture) -> None:
+        async with serving(Held(), request_head_ms=40) as served:
+            spoilt, other = await served.connect(), await served.connect()
+            await until(lambda: served.server.connections == 2)
+            first = next(iter(served.server._connections))
+            first.deadline = None
+            assert [await client.rest() for client in (spoilt, other)] == [b"", b""]
+            assert served.refused("head-timeout") == 1
+            assert "it is cut" in caplog.text
+
+
 class TestDraining:
     async def test_nobody_new_comes_in_and_the_idle_are_closed(self) -> None:
         application = Held()

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 import pytest
 
 from broker.broker import Outgoing
-from security.policy.quotas import Quota, Quotas, RateLimit
+from security.policy.quotas import Quota, Quotas
 from security.policy.rbac import policy_from_mapping
 from tests.gateway.endpoints.websocket.conftest import POLICY, until
 
@@ -196,7 +196,7 @@ class TestSharing:
         """Readers come and go at random places of a log that grows all the while, some of them slow."""
         node = await start_node(read_records_max=50, read_bytes_max=4_000, send_buffer_bytes_max=20_000)
         choose = random.Random(7)
-        total = 3_000
+        total = 1_500
         await node.publish("orders", 500, batch=9)
 
         async def produce():
@@ -220,7 +220,7 @@ class TestSharing:
                             await asyncio.sleep(0.02)
             return start, seen
 
-        readers = [asyncio.create_task(read(choose.randrange(0, 450))) for _ in range(12)]
+        readers = [asyncio.create_task(read(choose.randrange(0, 450))) for _ in range(8)]
         await produce()
         for start, seen in await asyncio.gather(*readers):
             assert seen == list(range(start, total))
@@ -317,33 +317,33 @@ class TestRights:
 
     async def test_a_quota_paces_a_broadcast(self, node):
         class Ledger(Quotas):
-            """Real quotas that remember what was asked and granted."""
+            """Puts off every other payment, and remembers what was paid."""
 
             def __init__(self) -> None:
-                super().__init__({Quota.BYTES_OUT: RateLimit(100_000, 10_000)})
-                self.paid: list[float] = []
-                self.put_off = 0
+                super().__init__({})
+                self.asked = self.paid = 0
 
             def admit(self, quota, principal_name, cost, now_ns):
-                wait_ms = super().admit(quota, principal_name, cost, now_ns)
-                if quota is Quota.BYTES_OUT:
-                    self.put_off += wait_ms > 0
-                    if wait_ms == 0:
-                        self.paid.append(cost)
-                return wait_ms
+                if quota is not Quota.BYTES_OUT:
+                    return 0
+                self.asked += 1
+                if self.asked % 2:
+                    return 5
+                self.paid += cost
+                return 0
 
         await node.publish("orders", 1)
         async with node.client(node.token()) as client:
             await client.subscribe(address="orders")
             ledger = node.pipeline.quotas = Ledger()
             total, read = 0, []
-            for first in range(1, 301, 10):
+            for first in range(1, 101, 10):
                 await node.publish("orders", 10, first=first, size=100)
                 read += await client.records(10)
                 total += sum(len(record["text"]) + len(record["key"]) for record in read[-10:])
-            await until(lambda: sum(ledger.paid) == total)
-        assert numbers(read) == list(range(1, 301))
-        assert ledger.put_off > 0
+            assert numbers(read) == list(range(1, 101))
+            # Nothing is delivered for nothing, nothing is charged twice.
+            await until(lambda: ledger.paid == total)
 
     async def test_a_deleted_topic_ends_its_subscriptions(self, node):
         await node.publish("orders", 1)

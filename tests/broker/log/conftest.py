@@ -1,0 +1,39 @@
+"""Fixed keys and a real folder for the tests of the log's modules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from broker.log.sealing import LogKeys
+from broker.machine import MachineDisk
+from tests.broker.log.journals import Journal, make_keys
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> MachineDisk:
+    return MachineDisk(tmp_path / "data")
+
+
+@pytest.fixture
+def keys() -> LogKeys:
+    return make_keys()
+
+
+@pytest.fixture
+def journal(keys: LogKeys, disk: MachineDisk) -> Journal:
+    return Journal(keys, disk)
+
+
+@pytest.fixture
+def flipped() -> Callable[[bytes, int], bytes]:
+    """The bytes with one bit of one byte changed."""
+
+    def flip(data: bytes, at: int, bit: int = 1) -> bytes:
+        changed = bytearray(data)
+        changed[at] ^= bit
+        return bytes(changed)
+
+    return flip
