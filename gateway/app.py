@@ -135,6 +135,7 @@ class Node:
         self._undo.push_async_callback(self.engine.close)
         self.metrics.pull("engine", self.engine.stats)
         self.health.add("disk", self._disk_problem)
+        self.health.add("appends", self.engine.append_problem)
         return seams
 
     def _open_kms(self) -> LocalFileKms:

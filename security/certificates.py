@@ -10,6 +10,7 @@ short-lived, as it has no way to revoke them. ECDSA P-256 throughout; RFC 5280 p
 
 import ipaddress
 import re
+import shutil
 import socket
 from collections.abc import Iterable
 from contextlib import suppress
@@ -24,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from security.errors import CertificateProblem, KeyFileDamaged
-from security.files import PRIVATE_MODE, PUBLIC_MODE, read_private, replace_file
+from security.files import PRIVATE_MODE, PUBLIC_MODE, read_private, replace_file, sync_folder
 
 CA_DAYS = 3650
 LEAF_DAYS_MAX = 397  # one day below what browsers accept (CA/Browser Forum ballot SC31, 398 days)
@@ -74,10 +75,10 @@ def ensure_development_ca(folder: Path, hosts: Iterable[str], now: datetime) -> 
     The server certificate names localhost, 127.0.0.1, ::1, this machine and `hosts`; it is issued again, for the same key, when
     those changed or less than 30 days are left. `now` is aware. Raises CertificateProblem, KeyFilePermissions.
     """
-    paths = CertificatePaths(folder / "ca.pem", folder / "ca-key.pem", folder / "server.pem", folder / "server-key.pem")
+    paths = _paths(folder)
     names = _server_names(hosts, paths.server)
     if _is_empty(paths):
-        _create(paths, names, now)
+        _create(folder, names, now)
     else:
         _renew_server(paths, names, now)
     return paths
@@ -109,6 +110,10 @@ def describe(path: Path) -> CertificateDescription:
     return CertificateDescription(subject, certificate.not_valid_after_utc, fingerprint(certificate))
 
 
+def _paths(folder: Path) -> CertificatePaths:
+    return CertificatePaths(folder / "ca.pem", folder / "ca-key.pem", folder / "server.pem", folder / "server-key.pem")
+
+
 def _is_empty(paths: CertificatePaths) -> bool:
     """Whether none of the files is there. Half of them is a mistake to be looked at, not one to be covered up."""
     expected = (paths.ca, paths.ca_key, paths.server, paths.server_key)
@@ -119,8 +124,22 @@ def _is_empty(paths: CertificatePaths) -> bool:
     return bool(missing)
 
 
-def _create(paths: CertificatePaths, names: x509.SubjectAlternativeName, now: datetime) -> None:
-    paths.ca.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+def _create(folder: Path, names: x509.SubjectAlternativeName, now: datetime) -> None:
+    """All four files or none: they are made in a folder beside, which then takes the place of the empty or absent one."""
+    if folder.exists() and any(folder.iterdir()):
+        _create_in(folder, names, now)  # somebody else's files lie there: they stay
+        return
+    making = folder.with_name(f"{folder.name}.new")
+    if making.exists():
+        shutil.rmtree(making)  # a start that was cut off
+    making.mkdir(mode=0o700, parents=True)
+    _create_in(making, names, now)
+    making.replace(folder)
+    sync_folder(folder.parent)
+
+
+def _create_in(folder: Path, names: x509.SubjectAlternativeName, now: datetime) -> None:
+    paths = _paths(folder)
     ca = _new_ca(now)
     key = _new_key()
     server = _server_certificate(key.public_key(), ca, names, now)

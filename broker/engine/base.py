@@ -195,5 +195,8 @@ class Engine(Protocol):
     def watch(self, topic: str, wake: Callable[[], None]) -> Callable[[], None]:
         """Call `wake` on the owner thread after each commit that made records of the topic visible; returns the unwatch."""
 
+    def append_problem(self) -> str | None:
+        """Why appends are refused at the moment; None when they are not."""
+
     def damage(self) -> list[Damage]:
         """Every range the media lost, as far as known."""

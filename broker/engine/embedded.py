@@ -633,6 +633,9 @@ class EmbeddedEngine:
     def next_sequence(self) -> int:
         return self._store.next_sequence
 
+    def append_problem(self) -> str | None:
+        return self._committer.problem()
+
     def damage(self) -> list[Damage]:
         return [
             _damage(topic, log.partition, lost)

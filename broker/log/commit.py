@@ -287,6 +287,10 @@ class Committer:
         await self._store.seams.executor.run("commit", lambda: self._follow(position, True))
         return group
 
+    def problem(self) -> str | None:
+        """Why nothing can be appended now."""
+        return None if self._failed is None else f"the disk failed ({self._failed}) and no new journal file could be opened yet"
+
     def pending_bytes(self) -> int:
         return self._pending_bytes
 

@@ -74,8 +74,10 @@ def subscribed_frame(sub: bytes, cursor: Cursor, *, ref: bytes = b"") -> bytes:
     return text_frame(b'{"op":"subscribed","sub":%b,"cursor":"%b"%b}' % (sub, str(cursor).encode(), _member(b"ref", ref)))
 
 
-def unsubscribed_frame(sub: bytes, cursor: Cursor, *, ref: bytes = b"") -> bytes:
-    return text_frame(b'{"op":"unsubscribed","sub":%b,"cursor":"%b"%b}' % (sub, str(cursor).encode(), _member(b"ref", ref)))
+def unsubscribed_frame(sub: bytes, cursor: Cursor | None, *, ref: bytes = b"") -> bytes:
+    """No cursor for a subscription that had not begun."""
+    at = b"" if cursor is None else b'"%b"' % str(cursor).encode()
+    return text_frame(b'{"op":"unsubscribed","sub":%b%b%b}' % (sub, _member(b"cursor", at), _member(b"ref", ref)))
 
 
 def pong_frame(ref: bytes) -> bytes:

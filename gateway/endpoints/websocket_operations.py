@@ -159,7 +159,8 @@ class Operations:
         subscribers = list(self._subscribers.values())
         for subscriber in subscribers:
             subscriber.stop()
-        self._output.write(going_away_frame((subscriber.sub, subscriber.position()) for subscriber in subscribers))
+        places = [(subscriber.sub, subscriber.position()) for subscriber in subscribers]
+        self._output.write(going_away_frame((sub, cursor) for sub, cursor in places if cursor is not None))
 
     def stop(self) -> None:
         """The connection has ended: nothing more is read for it. Publishes under way go on, and are answered to nobody."""

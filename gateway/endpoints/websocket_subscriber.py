@@ -57,6 +57,7 @@ class Subscriber:
         "_feed",
         "_hub",
         "_on_failure",
+        "_pending",
         "_ref",
         "_task",
         "_turn",
@@ -94,6 +95,7 @@ class Subscriber:
         self.floor: Cursor | None = None
         self._hub, self._turn, self._on_failure = hub, turn, on_failure
         self._ref = ref
+        self._pending: Position | None = None
         self._credited = asyncio.Event()
         self._feed: Feed | None = None
         self._task: asyncio.Task[None] | None = None
@@ -101,6 +103,7 @@ class Subscriber:
     # What its connection and its broadcast ask of it
 
     def start(self, position: Position) -> None:
+        self._pending = position
         self._spawn(self._begin(position))
 
     def fall_behind(self) -> None:
@@ -113,7 +116,7 @@ class Subscriber:
         """The connection has authenticated again: everything is asked again, with the new session."""
         self.stop()
         self.session = session
-        self._spawn(self._read())
+        self._spawn(self._read() if self._pending is None else self._begin(self._pending))
 
     def add_credit(self, records: int) -> None:
         self.credit = records + (self.credit or 0)
@@ -131,8 +134,10 @@ class Subscriber:
         self.stop()
         self._on_failure(self, error)
 
-    def position(self) -> Cursor:
-        """Where another subscription has to begin to miss nothing and see nothing twice."""
+    def position(self) -> Cursor | None:
+        """Where another subscription has to begin to miss nothing and see nothing twice; None before it has begun itself."""
+        if self._pending is not None:
+            return None
         return self.cursor if self.broadcast is None else self.broadcast.position_of(self)
 
     def take_ref(self) -> bytes:
@@ -156,7 +161,7 @@ class Subscriber:
 
     async def _begin(self, position: Position) -> None:
         self._feed = await self._hub.pipeline.subscribe(self.session, self.topic, self.key, position)
-        self.cursor = self._feed.cursor
+        self.cursor, self._pending = self._feed.cursor, None
         self._hub.count("subscribe", "ok")
         self.output.write(subscribed_frame(self.sub, self.cursor, ref=self.take_ref()))
         if not (position == "latest" and self._join(caught_up=True)):

@@ -6,6 +6,7 @@ import ssl
 import stat
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from cryptography import x509
@@ -14,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
+from security import certificates
 from security.certificates import HOSTS_MAX, describe, ensure_development_ca, fingerprint, issue_client
 from security.errors import CertificateProblem, KeyFilePermissions
 
@@ -123,7 +125,8 @@ class TestFirstUse:
         monkeypatch.setattr(os, "fsync", full)
         with pytest.raises(OSError, match="No space left"):
             ensure_development_ca(folder, [], NOW)
-        assert os.listdir(folder) == []
+        assert not folder.exists()
+        assert os.listdir(folder.with_name(f"{folder.name}.new")) == []
 
 
 class TestSecondUse:
@@ -332,3 +335,33 @@ def test_describes_only_certificates(tmp_path, what):
         path.write_bytes(b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
     with pytest.raises(CertificateProblem, match=r"file\.pem cannot be used"):
         describe(path)
+
+
+class CutOffError(Exception):
+    """The process ends here."""
+
+
+@pytest.mark.parametrize("files_made", [1, 2, 3])
+def test_a_first_start_that_is_cut_off_leaves_nothing_in_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files_made: int
+) -> None:
+    made = 0
+    really = certificates.replace_file
+
+    def until_cut(path: Path, data: bytes, mode: int) -> None:
+        nonlocal made
+        if made == files_made:
+            raise CutOffError
+        made += 1
+        really(path, data, mode)
+
+    folder = tmp_path / "certs"
+    with monkeypatch.context() as cut:
+        cut.setattr(certificates, "replace_file", until_cut)
+        with pytest.raises(CutOffError):
+            certificates.ensure_development_ca(folder, [], NOW)
+    assert not folder.exists()
+    paths = certificates.ensure_development_ca(folder, [], NOW)
+    assert sorted(path.name for path in folder.iterdir()) == ["ca-key.pem", "ca.pem", "server-key.pem", "server.pem"]
+    assert paths.server.parent == folder
+    assert not folder.with_name("certs.new").exists()

@@ -210,7 +210,11 @@ class Workload:
     async def _read_a_partition(self) -> None:
         """A consumer that fetches one partition, then another."""
         while True:
-            topic = self._random.choice(list(self._engine.topics().values()))
+            topics = list(self._engine.topics().values())
+            if not topics:
+                await self._pause(5.0)
+                continue
+            topic = self._random.choice(topics)
             try:
                 await self._fetch_for_a_while(topic, self._random.randrange(topic.partitions))
             except Unavailable:

@@ -134,6 +134,36 @@ class TestNames:
             await client.subscribe(sub="d", address="orders")
 
 
+class TestHaste:
+    """Operations that overtake each other in one message."""
+
+    async def test_subscribe_and_unsubscribe_at_once(self, node):
+        await node.publish("orders", 3)
+        async with node.client() as client:
+            wanted = {"op": "subscribe", "sub": "s", "address": "orders", "from": "earliest"}
+            await client.say([wanted, {"op": "unsubscribe", "sub": "s"}, {"op": "ping"}])
+            assert await client.hear() == {"op": "unsubscribed", "sub": "s"}
+            assert await client.hear() == {"op": "pong"}
+            await client.subscribe(**{key: value for key, value in wanted.items() if key != "op"})
+            assert numbers(await client.records(3)) == [0, 1, 2]
+
+    async def test_subscribe_and_authenticate_at_once(self, node):
+        await node.publish("orders", 3)
+        async with node.client() as client:
+            await client.say([{"op": "subscribe", "sub": "s", "address": "orders"}, {"op": "auth", "token": node.token()}])
+            heard = [(await client.hear())["op"] for _ in range(2)]
+            assert sorted(heard) == ["ready", "subscribed"]
+            await node.publish("orders", 1, first=3)
+            assert numbers(await client.records(1)) == [3]
+
+    async def test_publish_and_close_while_subscribing(self, node):
+        for _ in range(20):
+            async with node.client() as client:
+                await client.say([{"op": "publish", "address": "orders", "text": "x"}, {"op": "subscribe", "address": "orders"}])
+        await until(lambda: node.server.connections == 0 and node.pipeline.feeds == 0)
+        await until(lambda: not any("subscriber" in task.get_name() for task in asyncio.all_tasks()))
+
+
 class TestCredit:
     async def test_no_more_than_credit_is_sent(self, node):
         await node.publish("orders", 20)
