@@ -17,10 +17,11 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
+import uuid_utils
 import uvloop
 
 from broker.batch import build
@@ -49,6 +50,7 @@ CONCURRENT = 8
 BUDGET_US = 4.0
 BUDGET_SINGLE_US = 100.0
 SINGLE_REQUESTS = 2_000
+REFERENCE_US = 0.25
 
 
 def ndjson(records: int) -> bytes:
@@ -109,10 +111,10 @@ class Node:
             "extensions": {"sprawl": {"peer": "127.0.0.1:1", "client_certificate": None, "listener": self.listener}},
         }
 
-        async def receive() -> dict[str, Any]:
+        async def receive() -> MutableMapping[str, Any]:
             return {"type": "http.request", "body": body, "more_body": False}
 
-        async def send(message: dict[str, Any]) -> None:
+        async def send(message: MutableMapping[str, Any]) -> None:
             if message.get("status", 200) != 200:
                 raise SystemExit(f"the request failed: {message}")
 
@@ -161,6 +163,8 @@ async def run(folder: Path, records: int, requests: int) -> bool:
     node.seams.executor.close()
     node.audit.close()
     total = min(totals)
+    reference = best_us(lambda: [str(uuid_utils.uuid7()) for _ in range(100)], 100)
+    print(f"reference: str(uuid7()) takes {reference:.2f} us now, {REFERENCE_US} when the budgets were set on a quiet machine")
     print(f"{records} records of {VALUE_BYTES} B a request, {requests} requests, {CONCURRENT} at a time; us CPU a record")
     for name, cost in by_stage.items():
         print(f"  {name:18} {cost:6.2f}")

@@ -54,6 +54,13 @@ BUDGETS = [
         "us CPU a record",
     ),
     Budget("REST publish, one record a request", lambda r: r["rest"]["one"]["cpu_us_a_record"], 100, False, "us CPU"),
+    Budget(
+        "WebSocket fan-out 1 -> 500, plain, 8 outstanding",
+        lambda r: r["websocket"]["plain_burst"]["cpu_us_a_delivery"],
+        7,
+        False,
+        "us CPU a delivery",
+    ),
     Budget("idle node", lambda r: r["rest"]["idle_rss_mib"], 120, False, "MiB RSS"),
 ]
 
@@ -80,6 +87,7 @@ def main() -> None:
     results = {
         "append": run("append.py", "--mib", "128" if chosen.quick else "1024", "--rounds", "1" if chosen.quick else "3"),
         "rest": run("rest.py", "--seconds", "1" if chosen.quick else "5"),
+        "websocket": run("websocket_fanout.py", "--seconds", "1" if chosen.quick else "3"),
     }
     results["machine"] = {
         "cpus": os.cpu_count(),

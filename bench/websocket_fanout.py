@@ -1,11 +1,12 @@
-"""WebSocket fan-out: server CPU of one record delivered to 500 subscribers, sealed and durable, the publish included.
+"""WebSocket fan-out: server CPU of one record delivered to 500 subscribers, beside the `websockets` library in the same run.
 
     python bench/websocket_fanout.py [--seconds 3] [--subscribers 500]
 
-Starts a node of its own for each way to connect (plain, TLS), publishes records of 200 B over one connection with 8 publishes
-outstanding ("burst": several broadcasts share a write) and one by one ("single": each is delivered to all before the next), and
-reads the node's CPU time from the system. In the prototypes, on a plain socket in bursts: websockets 14.6 us a delivery, Go's
-gorilla with prepared messages 6.2, a bare hand-written server 1.2. Prints one JSON object.
+Sprawl (a node of its own, plain and with TLS; records are sealed and durable, the publish is included) and a server that does
+nothing but `websockets.broadcast` take turns. Records of 200 B are published over one connection, with 8 outstanding ("burst":
+several broadcasts share a write) and one by one ("single": each is with everybody before the next; then the kernel's share, a
+system call and a wake-up for every delivery, is most of it). CPU time is the process's, read from the system. In the prototypes,
+plain and in bursts, the library took 14.6 us a delivery, Go's gorilla with prepared messages 6.2. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from typing import Any
 
 import psutil
 import uvloop
+from uuid_utils import uuid7
+from websockets.asyncio.server import broadcast, serve
 
 from gateway.cli.profile import load_profile
 
@@ -37,20 +40,16 @@ RECORD_MARK = b'"offset":'  # once in each record
 ACK_MARK = b'{"op":"ack"'
 
 
-class Node:
-    """A `sprawl serve` process on a free port."""
+class Server:
+    """A process, its address and its CPU time."""
 
-    def __init__(self, home: Path, *, plain: bool) -> None:
-        command = [sys.executable, "-m", "gateway.cli.main", "serve", "--home", str(home), "--json"]
-        command += ["--set", "listeners.http.port=0", *(["--set", "listeners.http.plain=true"] if plain else [])]
+    token = ""
+    context: ssl.SSLContext | None = None
+
+    def __init__(self, command: list[str]) -> None:
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         assert self._process.stdout is not None
         self.url = json.loads(self._process.stdout.readline())["websocket_url"]
-        profile = load_profile(home)
-        assert profile is not None
-        assert profile.token is not None
-        self.token = profile.token
-        self.context = None if plain else ssl.create_default_context(cafile=profile.ca)
         self._system = psutil.Process(self._process.pid)
 
     def cpu_seconds(self) -> float:
@@ -63,6 +62,43 @@ class Node:
     def stop(self) -> None:
         self._process.send_signal(signal.SIGTERM)
         self._process.wait(30)
+
+
+class Node(Server):
+    """A `sprawl serve` process on a free port."""
+
+    def __init__(self, home: Path, *, plain: bool) -> None:
+        command = [sys.executable, "-m", "gateway.cli.main", "serve", "--home", str(home), "--json"]
+        command += ["--set", "listeners.http.port=0", *(["--set", "listeners.http.plain=true"] if plain else [])]
+        super().__init__(command)
+        profile = load_profile(home)
+        assert profile is not None
+        assert profile.token is not None
+        self.token = profile.token
+        self.context = None if plain else ssl.create_default_context(cafile=profile.ca)
+
+
+async def serve_peer() -> None:
+    """The same conversation, and no more: no identity, no policy, no log."""
+    subscribers: set[Any] = set()
+
+    async def handle(connection: Any) -> None:
+        await connection.send('{"op":"ready"}')
+        async for message in connection:
+            operation = json.loads(message)
+            if operation["op"] == "subscribe":
+                subscribers.add(connection)
+                await connection.send('{"op":"subscribed"}')
+                continue
+            record = {"id": str(uuid7()), "topic": "bench", "partition": 0, "offset": 1, "key": "k", "text": operation["text"]}
+            broadcast(subscribers, json.dumps({"op": "records", "sub": "bench", "cursor": "1-0", "records": [record]}))
+            await connection.send('{"op":"ack"}')
+        subscribers.discard(connection)
+
+    async with serve(handle, "127.0.0.1", 0, compression=None, ping_interval=None) as server:
+        port = next(iter(server.sockets)).getsockname()[1]
+        print(json.dumps({"websocket_url": f"ws://127.0.0.1:{port}/v1/ws"}), flush=True)
+        await asyncio.get_running_loop().create_future()
 
 
 class Client(asyncio.Protocol):
@@ -100,7 +136,7 @@ class Client(asyncio.Protocol):
         self.transport.write(b"\x81" + size + bytes(4) + payload)
 
 
-async def connect(node: Node, mark: bytes, heard: Any) -> Client:
+async def connect(node: Server, mark: bytes, heard: Any) -> Client:
     host, port = node.url.split("//")[1].split("/")[0].split(":")
     loop = asyncio.get_running_loop()
     _, client = await loop.create_connection(lambda: Client(mark, heard), host, int(port), ssl=node.context)
@@ -116,7 +152,7 @@ async def connect(node: Node, mark: bytes, heard: Any) -> Client:
 class Fanout:
     """One publisher, many subscribers of one topic."""
 
-    def __init__(self, node: Node, subscribers: int, outstanding: int) -> None:
+    def __init__(self, node: Server, subscribers: int, outstanding: int) -> None:
         self._node, self._subscribers, self._outstanding = node, subscribers, outstanding
         self.published = self.delivered = 0
         self._until = 0.0
@@ -154,7 +190,7 @@ class Fanout:
             self._go_on()
 
 
-async def measure(node: Node, subscribers: int, outstanding: int, seconds: float) -> dict[str, float]:
+async def measure(node: Server, subscribers: int, outstanding: int, seconds: float) -> dict[str, float]:
     fanout = Fanout(node, subscribers, outstanding)
     await fanout.start()
     await fanout.run(min(1.0, seconds))
@@ -169,19 +205,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--subscribers", type=int, default=500)
+    parser.add_argument("--peer", action="store_true", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
+    if chosen.peer:
+        uvloop.run(serve_peer())
+        return
+    homes = [Path(tempfile.mkdtemp(prefix="sprawl-bench-")) for _ in range(2)]
+    servers: dict[str, Server] = {}
     results: dict[str, Any] = {"subscribers": chosen.subscribers, "value_bytes": VALUE_BYTES, "goal_us": GOAL_US}
-    for way in ("plain", "tls"):
-        home = Path(tempfile.mkdtemp(prefix="sprawl-bench-"))
-        try:
-            node = Node(home, plain=way == "plain")
-            try:
-                for name, outstanding in OUTSTANDING.items():
-                    results[f"{way}_{name}"] = uvloop.run(measure(node, chosen.subscribers, outstanding, chosen.seconds))
-                results[f"{way}_rss_mib"] = node.rss_mib()
-            finally:
-                node.stop()
-        finally:
+    try:
+        servers["plain"] = Node(homes[0], plain=True)
+        servers["peer"] = Server([sys.executable, __file__, "--peer"])
+        servers["tls"] = Node(homes[1], plain=False)
+        for name, outstanding in OUTSTANDING.items():
+            for way, server in servers.items():
+                results[f"{way}_{name}"] = uvloop.run(measure(server, chosen.subscribers, outstanding, chosen.seconds))
+            for way in ("plain", "tls"):
+                ratio = results[f"{way}_{name}"]["cpu_us_a_delivery"] / results[f"peer_{name}"]["cpu_us_a_delivery"]
+                results[f"{way}_{name}"]["of_peer"] = ratio
+    finally:
+        for server in servers.values():
+            server.stop()
+        for home in homes:
             shutil.rmtree(home)
     print(json.dumps(results))
 

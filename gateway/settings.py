@@ -281,7 +281,7 @@ class PolicySection(Section, frozen=True, kw_only=True):
 class TokensSection(Section, frozen=True, kw_only=True):
     """Access tokens."""
 
-    reload_ms: Milliseconds = 500
+    reload_ms: Milliseconds = 250
     """How often the token file is looked at, so that a revocation by another process takes hold within a second."""
     tokens_max: Count = 10_000
     """Tokens kept, the revoked and expired included until their place is needed."""

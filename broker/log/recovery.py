@@ -36,6 +36,7 @@ EVERYTHING = 1 << 62
 """As `durable_through`: the whole file is confirmed."""
 STATE_LOST = "state entries of a frame do not authenticate"
 FRAME_LOST = "a frame was lost, with what state entries it had"
+GROUP_LOST = "a confirmed group was lost whole"
 BATCHES_LOST = "batches lost with their frame"
 NOT_CHAINED = "not the batch that its successor was chained to"
 
@@ -86,6 +87,7 @@ class RecoveredFile:
         self.shredded_batches = 0
         self.next_sequence = 0
         self.state_damaged = False
+        self.torn_group = 0  # the group of which only the first frames were kept
 
 
 class Recovery:
@@ -143,11 +145,14 @@ class Recovery:
         region_end = walked[0].position if walked else end
         if region_end <= FILE_HEADER_BYTES:
             return
-        if self._last_confirmed_here(durable_through) <= self.last_group:
+        last = walked[0].header.number - 1 if walked else self._last_confirmed_here(durable_through)
+        # What a later group of the same file follows is confirmed by D alone, whatever numbers other files were given.
+        if last > durable_through if walked else last <= self.last_group:
             self._cut(found, FILE_HEADER_BYTES, end, "the first group does not check")
             return
-        found.first_group = self.last_group + 1
-        last = walked[0].header.number - 1 if walked else self._last_confirmed_here(durable_through)
+        if not walked:
+            self._note_lost_groups(found, data, FILE_HEADER_BYTES, end, last)
+        found.first_group = min(self.last_group + 1, last)
         found.last_group = self.last_group = found.first_group if last == EVERYTHING else max(last, found.first_group)
         self._read_region(found, data, FILE_HEADER_BYTES, region_end, found.last_group, True, key_id)
         found.data_end = region_end
@@ -169,6 +174,7 @@ class Recovery:
         if confirmed and following:
             body_end, through = following[0].position, following[0].header.number - 1
         elif confirmed and number < (last := self._last_confirmed_here(durable_through)):
+            self._note_lost_groups(found, data, min(body_end, end), end, last)
             body_end, through = end, number if last == EVERYTHING else last
         elif body_end > end:
             if not confirmed:
@@ -180,10 +186,18 @@ class Recovery:
         found.groups += 1
         self.note_sequence(found, group.header.first_sequence)
         if not self._read_region(found, data, body_at, body_end, through, confirmed, key_id):
+            found.torn_group = number if found.data_end > group.position else 0
             self._cut(found, found.data_end, end, "the last group does not check")
             return
         self.note_sequence(found, group.header.first_sequence + group.header.batches)
         found.data_end = body_end
+
+    def _note_lost_groups(self, found: RecoveredFile, data: bytes, start: int, end: int, last: int) -> None:
+        """Confirmed groups up to `last` belong here, though no header of theirs checks: what if nothing is there?"""
+        nothing = all(isinstance(piece, Gap) and not piece.batches for piece in frames(data, start, end))
+        if nothing and last != EVERYTHING:
+            after = self.next_sequence
+            found.unattributed.append(DamagedRange(after, after, GROUP_LOST))
 
     def _last_confirmed_here(self, durable_through: int) -> int:
         """The newest confirmed group that belongs into this file, whether or not its header checks."""

@@ -325,7 +325,8 @@ class Startup:
                 found = RecoveredFile(entry)
                 found.tail_cut = TailCut(entry.path, FILE_HEADER_BYTES, end - FILE_HEADER_BYTES, "follows a cut")
             else:
-                found = self._read_unsealed(entry, data, end, durable, view_group, newest, first, firsts)
+                before = max(newest, entry.first_group - 1)  # sealed journals may be merged away by now
+                found = self._read_unsealed(entry, data, end, durable, view_group, before, first, firsts)
             if found.tail_cut is not None:
                 cut = True
                 self._report.tail_cuts.append(found.tail_cut)
@@ -400,6 +401,9 @@ class Startup:
                 table.apply(entries)
                 later += entries
                 newest = max(newest, group)
+        # A position says that its group is confirmed; of a torn one only the beginning was kept, so it stays before that.
+        torn = [found.torn_group - 1 for found in recovered if found.torn_group]
+        newest = max(view_group, min([newest, *torn]))
         if self._report.view_rebuilt is not None:
             later = table.entries()
         if later or newest > view_group:

@@ -25,7 +25,7 @@ from gateway.endpoints.timestamps import parse_timestamp_ms
 from gateway.errors import BodyMalformed, BodyTooLarge, RecordInvalid
 from gateway.pipeline import Incoming
 
-Members = TypeVar("Members")
+Decoded = TypeVar("Decoded")
 Headers: TypeAlias = tuple[tuple[bytes, bytes | None], ...]
 
 CONTENT_TYPE = CONTENT_TYPE_HEADER.encode()
@@ -37,10 +37,12 @@ JSON_HEADERS: Headers = ((CONTENT_TYPE, JSON_TYPE),)
 TEXT_HEADERS: Headers = ((CONTENT_TYPE, TEXT_TYPE),)
 NO_HEADERS: Headers = ()
 
+ONE_VALUE = 'a record has one of "value", "text" and "value64"; "value": null makes a tombstone'
+
 _NO_VALUE = msgspec.Raw()
 
 
-class RecordMembers(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+class Members(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """A record object as it comes in. `timestamp` is milliseconds or RFC 3339."""
 
     key: str | None = None
@@ -54,11 +56,14 @@ class RecordMembers(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     id: str | None = None
     partition: int | None = None
 
+
+class RecordMembers(Members, forbid_unknown_fields=True, gc=False):
+    """The same, checked while it is decoded: a body full of empty objects ends at the first, not as a million in memory."""
+
     def __post_init__(self) -> None:
-        # While decoding, so that a body full of empty objects ends at the first and not as a million of them in memory.
         given = (len(self.value) > 0) + (self.text is not None) + (self.value64 is not None)
         if given != 1:
-            raise ValueError('a record has one of "value", "text" and "value64"; "value": null makes a tombstone')
+            raise ValueError(ONE_VALUE)
 
 
 class RecordAnswer(msgspec.Struct, gc=False):
@@ -78,25 +83,32 @@ class RecordAnswer(msgspec.Struct, gc=False):
     headers64: dict[str, bytes | list[bytes | None] | None] | UnsetType = UNSET
 
 
-_one = msgspec.json.Decoder(RecordMembers)
-_many = msgspec.json.Decoder(list[RecordMembers])
+class _Decoders(msgspec.Struct, frozen=True):
+    one: msgspec.json.Decoder[Members]
+    many: msgspec.json.Decoder[list[Members]]
+
+
+_quick = _Decoders(msgspec.json.Decoder(Members), msgspec.json.Decoder(list[Members]))
+_checking = _Decoders(msgspec.json.Decoder(RecordMembers), msgspec.json.Decoder(list[RecordMembers]))
 _any = msgspec.json.Decoder(msgspec.Raw)
 
 
 # In
 
 
-def decode_records(body: bytes, *, lines: bool, records_max: int) -> list[RecordMembers]:
+def decode_records(body: bytes, *, lines: bool, records_max: int) -> list[Members]:
     """The record objects of a body: NDJSON (`lines`), one object, or an array of them. BodyMalformed, BodyTooLarge."""
     check_utf8(body)
+    # Every object has a brace: a body without too many of them has not too many records either.
+    decoders = _quick if body.count(b"{") <= records_max else _checking
     if lines:
         if body.count(b"\n") > records_max:
             raise BodyTooLarge("rest.records_max", records_max, "records")
-        records = _decode_lines(body)
+        records = _decode_lines(decoders.one, body)
     elif body.lstrip()[:1] == b"[":
-        records = decode(_many, body)
+        records = decode(decoders.many, body)
     else:
-        records = [decode(_one, body)]
+        records = [decode(decoders.one, body)]
     if len(records) > records_max:
         raise BodyTooLarge("rest.records_max", records_max, "records")
     if not records:
@@ -104,24 +116,32 @@ def decode_records(body: bytes, *, lines: bool, records_max: int) -> list[Record
     return records
 
 
-def to_incoming(records: Iterable[RecordMembers]) -> list[Incoming]:
+def to_incoming(records: Iterable[Members]) -> list[Incoming]:
     """RecordInvalid for members that contradict each other. One pass; keep it lean."""
     incoming = []
     for index, record in enumerate(records):
-        key = record.key64 if record.key is None else record.key.encode()
+        text, value = record.text, record.value64
         if len(record.value):
-            value: bytes | None = bytes(record.value)
-            headers = JSON_HEADERS
+            if text is not None or value is not None:
+                raise RecordInvalid(index, ONE_VALUE)
+            value, headers = bytes(record.value), JSON_HEADERS
             if value == b"null":
                 value, headers = None, NO_HEADERS
-        elif record.text is not None:
-            value, headers = record.text.encode(), TEXT_HEADERS
+        elif text is not None:
+            if value is not None:
+                raise RecordInvalid(index, ONE_VALUE)
+            value, headers = text.encode(), TEXT_HEADERS
+        elif value is not None:
+            headers = NO_HEADERS
         else:
-            value, headers = record.value64, NO_HEADERS
+            raise RecordInvalid(index, ONE_VALUE)
         if record.headers is not None or record.headers64 is not None:
             headers = _merge(record, headers)
-        if record.key is not None and record.key64 is not None:
-            raise RecordInvalid(index, 'it has both "key" and "key64"')
+        key = record.key64
+        if record.key is not None:
+            if key is not None:
+                raise RecordInvalid(index, 'it has both "key" and "key64"')
+            key = record.key.encode()
         timestamp_ms = record.timestamp
         if isinstance(timestamp_ms, str):
             timestamp_ms = _timestamp_ms(index, timestamp_ms)
@@ -137,17 +157,17 @@ def check_utf8(body: bytes) -> None:
         raise BodyMalformed(f"byte 0x{body[error.start]:02x} is no UTF-8", f"byte {error.start}") from None
 
 
-def _decode_lines(body: bytes) -> list[RecordMembers]:
+def _decode_lines(decoder: msgspec.json.Decoder[Members], body: bytes) -> list[Members]:
     try:
-        return _one.decode_lines(body)
+        return decoder.decode_lines(body)
     except (msgspec.DecodeError, RecursionError) as error:
         for number, line in enumerate(body.split(b"\n"), 1):  # only now: finding the line costs as much as decoding
             if line.strip():
-                decode(_one, line, f"line {number}")
+                decode(decoder, line, f"line {number}")
         raise BodyMalformed(str(error)) from None
 
 
-def decode(decoder: msgspec.json.Decoder[Members], body: bytes, line: str = "") -> Members:
+def decode(decoder: msgspec.json.Decoder[Decoded], body: bytes, line: str = "") -> Decoded:
     """What `decoder` makes of the body, or BodyMalformed with the line and the position or path in it."""
     try:
         return decoder.decode(body)
@@ -174,7 +194,7 @@ def _timestamp_ms(index: int, text: str) -> int:
         raise RecordInvalid(index, f"its timestamp: {error}") from None
 
 
-def _merge(record: RecordMembers, implied: Headers) -> Headers:
+def _merge(record: Members, implied: Headers) -> Headers:
     """The record's own headers; the implied content type only where they have none."""
     merged: list[tuple[bytes, bytes | None]] = []
     for name, text in (record.headers or {}).items():

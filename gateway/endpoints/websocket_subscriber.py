@@ -11,7 +11,7 @@ has and however far behind they are: all that a waiting subscription keeps is it
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
@@ -104,19 +104,19 @@ class Subscriber:
 
     def start(self, position: Position) -> None:
         self._pending = position
-        self._spawn(self._begin(position))
+        self._spawn()
 
     def fall_behind(self) -> None:
         """Leave the broadcast, and go on alone from there."""
         assert self.broadcast is not None
         self.broadcast.leave(self)
-        self._spawn(self._read())
+        self._spawn()
 
     def renew(self, session: Session) -> None:
         """The connection has authenticated again: everything is asked again, with the new session."""
         self.stop()
         self.session = session
-        self._spawn(self._read() if self._pending is None else self._begin(self._pending))
+        self._spawn()
 
     def add_credit(self, records: int) -> None:
         self.credit = records + (self.credit or 0)
@@ -128,6 +128,7 @@ class Subscriber:
         if self._task is not None:
             self._task.cancel()
             self._task = None
+        self._drop()
 
     def fail(self, error: Exception) -> None:
         """The subscription ends with this error; its connection says so to the client."""
@@ -147,25 +148,28 @@ class Subscriber:
 
     # Reading alone
 
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
-        self._task = asyncio.create_task(self._guard(work), name=f"subscriber of {self.topic}")
+    def _spawn(self) -> None:
+        self._task = asyncio.create_task(self._run(), name=f"subscriber of {self.topic}")
 
-    async def _guard(self, work: Coroutine[None, None, None]) -> None:
+    async def _run(self) -> None:
+        """From the position asked for, or from where it stands."""
         try:
-            await work
+            if self._pending is None or not await self._begin(self._pending):
+                await self._read()
         except Exception as error:
             self._task = None
             self.fail(error)
         finally:
-            self._drop()
+            if self._task is asyncio.current_task():  # else it was stopped, and maybe another one has taken over
+                self._drop()
 
-    async def _begin(self, position: Position) -> None:
+    async def _begin(self, position: Position) -> bool:
+        """Find the position and say so; whether the subscriber has become a member of a broadcast at once."""
         self._feed = await self._hub.pipeline.subscribe(self.session, self.topic, self.key, position)
         self.cursor, self._pending = self._feed.cursor, None
         self._hub.count("subscribe", "ok")
         self.output.write(subscribed_frame(self.sub, self.cursor, ref=self.take_ref()))
-        if not (position == "latest" and self._join(caught_up=True)):
-            await self._read()
+        return position == "latest" and self._join(caught_up=True)
 
     async def _read(self) -> None:
         """Turn after turn until the broadcast has been reached; for good where this subscriber may not share one."""

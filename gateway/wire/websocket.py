@@ -10,8 +10,9 @@ States, and what moves them:
 
     CONNECTING      -> Upgrade event -> accept() -> AUTHENTICATING, or reject() -> CLOSED
     AUTHENTICATING  -> authenticated() -> OPEN; until then messages are small (`auth_message_bytes_max`)
-    OPEN            -> close(), the peer's close frame, or a protocol violation -> CLOSING
-    CLOSING         -> nothing is reported any more; when `ended` is true the transport is closed after what is left to send
+    OPEN            -> close() -> CLOSING; the peer's close frame, or a violation -> CLOSED
+    CLOSING         -> messages are thrown away until the peer's close frame -> CLOSED
+    CLOSED          -> when `ended` is true the transport is closed, after what is left to send
 
 A violation closes with its RFC 6455 code: 1002 framing and masking, 1003 binary frames, 1007 invalid UTF-8, 1008 floods of
 fragments, 1009 too big. Codes from 4000 on are ours.

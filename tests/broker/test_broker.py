@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 
@@ -14,6 +15,7 @@ from broker.engine.base import Append
 from broker.engine.embedded import EmbeddedEngine
 from broker.errors import (
     IllegalTopicName,
+    InvalidConfig,
     OffsetOutOfRange,
     RecordTooLarge,
     TopicExists,
@@ -143,6 +145,16 @@ class TestTopics:
     async def test_many_first_publishers_make_one_topic(self, broker: Broker) -> None:
         places = await asyncio.gather(*(put(broker, Outgoing(b"k", b"v", partition=0)) for _ in range(20)))
         assert sorted(place for [place] in places) == [(0, offset) for offset in range(20)]
+
+    async def test_topics_made_by_publishing_are_bounded_like_all(self, open_engine: Callable[..., EmbeddedEngine]) -> None:
+        engine = open_engine(topics_max=1)
+        await engine.start()
+        broker = Broker(engine, MachineClock(), BrokerOptions())
+        await put(broker, *outgoing(b"k"))
+        with pytest.raises(InvalidConfig, match="topics_max"):
+            await put(broker, *outgoing(b"k"), topic="other")
+        await put(broker, *outgoing(b"k"))
+        await engine.close()
 
     async def test_an_illegal_name_is_refused(self, broker: Broker) -> None:
         with pytest.raises(IllegalTopicName):

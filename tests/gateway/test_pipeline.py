@@ -14,6 +14,7 @@ from broker.errors import IllegalTopicName, OffsetOutOfRange, UnknownPartition, 
 from gateway.errors import Busy, RecordInvalid
 from gateway.feed import Feed
 from gateway.pipeline import TIMESTAMP_MS_MAX, Incoming, PipelineOptions
+from gateway.settings import Listener
 from security.errors import (
     AccessDenied,
     CredentialsInvalid,
@@ -52,6 +53,20 @@ class TestIdentify:
         with pytest.raises(CredentialsMissing):
             await door.pipeline.identify(NoCredential(), peer="p", protocol="rest", listener=door.listener, id="x")
         assert door.audited[-1][4] == "refused"
+
+    async def test_nobody_in_particular_has_no_rights_until_bound_to_a_role(self, open_door: Any) -> None:
+        listener = Listener(plain=True, anonymous=True)
+        for bindings in ((), ({"role": "subscriber", "principals": ["*"]},)):
+            door = open_door(bindings=bindings)
+            session = await door.pipeline.identify(NoCredential(), peer="p", protocol="rest", listener=listener, id="x")
+            with pytest.raises(AccessDenied):
+                await door.pipeline.latest(session, "orders", b"k")
+        door = open_door(bindings=[{"role": "subscriber", "principals": ["anonymous"]}])
+        session = await door.pipeline.identify(NoCredential(), peer="p", protocol="rest", listener=listener, id="x")
+        with pytest.raises(UnknownTopic):
+            await door.pipeline.latest(session, "orders", b"k")
+        with pytest.raises(CredentialsInvalid):
+            await door.pipeline.identify(BearerToken("x"), peer="p", protocol="rest", listener=listener, id="x")
 
     async def test_a_wrong_token_is_audited_without_its_text(self, door: Any) -> None:
         token = door.token()[:-1] + "!"

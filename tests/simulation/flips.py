@@ -66,11 +66,18 @@ class Damager:
         self.doubtful: int | None = None
         """The commit sequence from which on flipped journals may be cut; None when every flip lies in confirmed groups."""
 
-    def flip(self, *, view: bool) -> None:
-        """Flip one to three bits of one file of a random class."""
+    def flip(self) -> None:
+        """Flip one to three bits of one file of a random class.
+
+        Never the view together with a journal: the newest group stands in these two only, and the judge would have to excuse
+        a topic that both have lost.
+        """
         kinds = [kind for kind in FILE_CLASSES if self._files(kind)]
         kinds += ["key store"] if self._keys.files() else []
-        kinds += ["view"] if view and self._stores.folders else []
+        if self.view_damaged:
+            kinds = [kind for kind in kinds if kind != "journal"]
+        elif self._stores.folders and not any(flip.kind == "journal" for flip in self.flips):
+            kinds.append("view")
         if not kinds:
             return
         kind = self._random.choice(kinds)

@@ -138,7 +138,7 @@ class World:
             self._flipped_ever = True
         elif self.plans.random() < 0.5:
             for _ in range(self.plans.choice((1, 1, 2))):
-                self.damager.flip(view=True)
+                self.damager.flip()
             self.faults += 1
             self._flipped_ever = True
 
@@ -204,7 +204,7 @@ class Life:
         """What becomes of the machine now that the process is gone."""
         world = self._world
         world.data.lock_holder = None  # a lock is the kernel's, and goes with the process
-        if self._phase == "starting":
+        if self._phase in ("starting", "refused"):
             world.interrupted_starts += 1
         if self._phase == "killed":
             self._trace.count("process killed")

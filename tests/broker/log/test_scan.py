@@ -16,11 +16,12 @@ Flip = Callable[..., bytes]
 
 
 def three_groups(journal: Journal) -> bytes:
-    """Group 1: keys, two batches, an entry. Group 2: one batch. Group 3: two frames."""
+    """Group 1: keys, two batches, an entry. Group 2: one batch. Group 3: three frames."""
     entry = Entry(3, b"some key", b"some value")
     journal.group(journal.frame((ORDERS, 0, one_record(b"a")), (READINGS, 1, one_record(b"b")), entries=[entry]))
     journal.group(journal.frame((ORDERS, 0, one_record(b"c"))))
-    journal.group(journal.frame((ORDERS, 1, one_record(b"d"))), journal.frame((ORDERS, 0, one_record(b"e" * 300))))
+    last = [(ORDERS, 1, one_record(b"d")), (ORDERS, 0, one_record(b"e" * 300)), (READINGS, 1, one_record(b"f"))]
+    journal.group(*(journal.frame(batch) for batch in last))
     return journal.data
 
 
@@ -33,7 +34,7 @@ def test_groups_are_walked_in_order(journal: Journal) -> None:
     found = list(groups(data, FILE_HEADER_BYTES, len(data), SALT))
     assert [group.header.number for group in found] == [1, 2, 3]
     assert [group.position for group in found] == [FILE_HEADER_BYTES, *journal.group_ends[:2]]
-    assert [(group.header.frames, group.header.batches) for group in found] == [(2, 2), (1, 1), (3, 2)]
+    assert [(group.header.frames, group.header.batches) for group in found] == [(2, 2), (1, 1), (3, 3)]
     assert [group.header.first_sequence for group in found] == [1, 3, 4]
 
 
@@ -123,7 +124,7 @@ def test_a_frame_that_does_not_fit_is_none(journal: Journal) -> None:
 def test_batches_are_found_wherever_they_begin(journal: Journal) -> None:
     data = three_groups(journal)
     found = list(batches(data, FILE_HEADER_BYTES, len(data)))
-    assert [(b.header.base_offset, b.header.sequence) for b in found if b.header] == [(0, 1), (0, 2), (1, 3), (0, 4), (2, 5)]
+    assert [(b.header.base_offset, b.header.sequence) for b in found if b.header] == [(0, 1), (0, 2), (1, 3), (0, 4), (2, 5), (1, 6)]
     assert list(batches(data, FILE_HEADER_BYTES, found[-1].position + 200)) == found[:-1]
 
 

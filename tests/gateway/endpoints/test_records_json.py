@@ -129,10 +129,6 @@ class TestIn:
             (b'"text"', "", "Expected"),
             (b"[1]", "$[0]", "Expected"),
             (b"[[]]", "$[0]", "Expected"),
-            (b"{}", "", "one of"),
-            (b'{"key":"k"}', "", "one of"),
-            (b'{"value":1,"text":"a"}', "", "one of"),
-            (b'{"text":"a","value64":"YQ=="}', "", "one of"),
             (b'{"text":"a"', "", "ends inside"),
             (b'{"text":"a"} x', "byte 14", "trailing"),
             (b'{"text":"a"}{"text":"b"}', "byte 13", "trailing"),
@@ -212,6 +208,16 @@ class TestIn:
         for end in range(len(body)):
             with pytest.raises(BodyMalformed):
                 decode_records(body[:end], lines=False, records_max=10)
+
+    @pytest.mark.parametrize(
+        "members", [{}, {"key": "k"}, {"value": 1, "text": "a"}, {"value": None, "value64": ""}, {"text": "a", "value64": "YQ=="}]
+    )
+    def test_one_value_each(self, members: dict[str, Any]) -> None:
+        for lines in (True, False):
+            with pytest.raises(RecordInvalid, match=r"record 1 .*one of"):
+                incoming({"text": ""}, members, lines=lines)
+        with pytest.raises(msgspec.ValidationError, match="one of"):
+            msgspec.json.decode(json.dumps(members), type=RecordMembers)
 
 
 class TestOut:

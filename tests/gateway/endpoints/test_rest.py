@@ -192,7 +192,7 @@ class TestAnswers:
 
     async def test_requests_are_counted_by_operation_and_outcome(self, door: Any) -> None:
         await door.post("/v1/topics/orders/records", {"text": "a"})
-        await door.post("/v1/topics/orders/records", {})
+        await door.post("/v1/topics/orders/records", [])
         await door.get("/v1/topics/orders/records", token="")
         counted = {
             (operation, outcome): door.count("requests_total", protocol="rest", operation=operation, outcome=outcome)

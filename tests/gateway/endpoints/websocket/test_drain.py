@@ -118,7 +118,6 @@ async def test_a_connection_under_drain_takes_nothing_new(start_node):
 async def test_an_upgrade_under_drain_is_refused(node):
     client = await node.tcp()
     async with node.client() as keeper:
-        node.server._connections  # noqa: B018  # kept open by `keeper`
         hub = next(connection._hub for connection in node.server._connections if hasattr(connection, "_hub"))
         hub.draining = True
         client.send(upgrade(Authorization=f"Bearer {node.token()}"))

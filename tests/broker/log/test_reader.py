@@ -1,0 +1,183 @@
+"""Reading batches back from files: neighbours in one go, each bound to what became visible there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from broker.log.index import Place
+from broker.log.reader import READ_BYTES_MAX, READ_HOLE_BYTES_MAX, ReadBack, Wanted, read_batches
+from broker.machine import MachineDisk, MachineFile
+from security.crypto.keystore import KeyStore
+from security.errors import KeyShredded
+from tests.broker.log.journals import ORDERS, READINGS, Journal, MemoryBlob, make_keys, make_keystore, one_record
+
+
+class CountingFile:
+    def __init__(self, file: MachineFile) -> None:
+        self._file, self.reads = file, list[tuple[int, int]]()
+
+    def read_at(self, position: int, size: int) -> bytes:
+        self.reads.append((position, size))
+        return self._file.read_at(position, size)
+
+
+class Written:
+    """A journal of eight batches, two partitions in turn."""
+
+    def __init__(self, disk: MachineDisk, values: Sequence[bytes]) -> None:
+        self.keystore: KeyStore = make_keystore(MemoryBlob())
+        self.journal = Journal(make_keys(self.keystore), disk)
+        for number, value in enumerate(values):
+            topic = (ORDERS, READINGS)[number % 2]
+            self.journal.group(self.journal.frame((topic, 0, one_record(value))))
+        self.file = CountingFile(disk.open(self.journal.entry.path))
+        self.journal.file.file = self.file  # type: ignore[assignment]
+        self.path = disk.root / self.journal.entry.path
+
+    def wanted(self, *numbers: int) -> list[Wanted]:
+        found = []
+        for number in numbers:
+            batch = self.journal.sealed[number]
+            stored = batch.stored
+            place = Place(
+                0, stored.base_offset, stored.next_offset, batch.position, batch.sealed.size, stored.sequence, 0, 0, batch.sealed.tag
+            )
+            found.append(Wanted(self.journal.file, place, batch.partition.topic_id, batch.partition.partition))
+        return found
+
+    def read(self, *numbers: int) -> ReadBack:
+        return read_batches(self.journal.keys, self.wanted(*numbers))
+
+    def flip(self, at: int) -> None:
+        data = bytearray(self.path.read_bytes())
+        data[at] ^= 1
+        self.path.write_bytes(data)
+
+    def put(self, at: int, data: bytes) -> None:
+        whole = self.path.read_bytes()
+        self.path.write_bytes(whole[:at] + data + whole[at + len(data) :])
+
+
+@pytest.fixture
+def written(disk: MachineDisk) -> Written:
+    return Written(disk, [b"value %d" % number for number in range(8)])
+
+
+def test_batches_come_back_in_the_order_wanted(written: Written) -> None:
+    found = written.read(0, 2, 1, 6)
+    assert [stored.batch for stored in found.stored] == [written.journal.sealed[n].stored.batch for n in (0, 2, 1, 6)]
+    assert found.damage == []
+
+
+def test_neighbours_are_read_in_one_call(written: Written) -> None:
+    written.read(*range(8))
+    assert len(written.file.reads) == 1
+    start, size = written.file.reads[0]
+    last = written.journal.sealed[-1]
+    assert (start, start + size) == (written.journal.sealed[0].position, last.position + last.sealed.size)
+
+
+def test_holes_and_lengths_end_a_call(disk: MachineDisk) -> None:
+    hole = bytes(READ_HOLE_BYTES_MAX + 1)
+    written = Written(disk, [b"a", hole, b"b", b"", b"c"])
+    assert len(written.read(0, 2, 4).stored) == 3
+    assert len(written.file.reads) == 2
+    written.file.reads.clear()
+    assert len(written.read(4, 2).stored) == 2, "backwards is a call each"
+    assert len(written.file.reads) == 2
+
+
+def test_one_call_is_bounded(disk: MachineDisk) -> None:
+    written = Written(disk, [bytes(READ_BYTES_MAX // 2 - 1000)] * 4)
+    assert len(written.read(0, 1, 2, 3).stored) == 4
+    assert all(size <= READ_BYTES_MAX for _, size in written.file.reads)
+    assert len(written.file.reads) == 2
+
+
+def test_a_batch_larger_than_a_call_is_read_whole(disk: MachineDisk) -> None:
+    written = Written(disk, [bytes(READ_BYTES_MAX + 1)])
+    assert len(written.read(0).stored) == 1
+
+
+def test_every_byte_flipped_is_damage_of_that_batch_alone(written: Written) -> None:
+    batch = written.journal.sealed[2]
+    for at in range(batch.position, batch.position + batch.sealed.size):
+        written.flip(at)
+        found = written.read(0, 2, 4)
+        assert [stored.sequence for stored in found.stored] == [1, 5]
+        ((partition, lost),) = found.damage
+        assert (partition, lost.start, lost.end) == (0, 1, 2)
+        written.flip(at)
+
+
+def test_a_file_cut_short_is_damage(written: Written) -> None:
+    batch = written.journal.sealed[6]
+    whole = written.path.read_bytes()
+    for size in (0, batch.position, batch.position + 5, batch.position + batch.sealed.size - 1):
+        written.path.write_bytes(whole[:size])
+        found = written.read(6)
+        assert found.stored == []
+        assert [(lost.start, lost.end) for _, lost in found.damage] == [(3, 4)]
+
+
+def test_another_batch_in_its_place_is_damage(written: Written) -> None:
+    first, second = written.journal.sealed[0], written.journal.sealed[1]
+    written.put(first.position, b"".join(second.sealed.parts))
+    found = written.read(0)
+    assert found.stored == []
+    assert [lost.reason for _, lost in found.damage] == ["another batch lies in its place"]
+
+
+def test_a_batch_sealed_for_the_same_place_and_rolled_back_is_damage_even_alone(disk: MachineDisk) -> None:
+    written = Written(disk, [b"first"])
+    journal = written.journal
+    log = journal.partition(ORDERS, 0)
+    before = log.next_offset, log.tag, journal.next_sequence
+    ghost = journal.frame((ORDERS, 0, one_record(b"old"))).batches[0]
+    log.next_offset, log.tag, journal.next_sequence = before
+    journal.file.file = disk.open(journal.entry.path)
+    journal.group(journal.frame((ORDERS, 0, one_record(b"new"))))
+    kept = journal.sealed[-1]
+    written.put(kept.position, b"".join(ghost.sealed.parts))
+    found = written.read(len(journal.sealed) - 1)
+    assert found.stored == []
+    assert [lost.reason for _, lost in found.damage] == ["another batch lies in its place"]
+
+
+def test_a_chain_that_breaks_drops_the_one_before(written: Written) -> None:
+    # An index that was made of the batches themselves says what they say; the chain knows better.
+    journal = written.journal
+    log = journal.partition(ORDERS, 0)
+    after = log.next_offset, log.tag
+    log.next_offset, log.tag = journal.sealed[4].stored.base_offset, b"?" * 16
+    other = journal.frame((ORDERS, 0, one_record(b"value 4"))).batches[0]
+    log.next_offset, log.tag = after
+    original = written.wanted(4)[0]
+    assert other.sealed.size == original.place.size
+    written.put(original.place.position, b"".join(other.sealed.parts))
+    place = original.place._replace(sequence=other.stored.sequence, tag=other.sealed.tag)
+    wanted = [*written.wanted(2), original._replace(place=place), *written.wanted(6)]
+    found = read_batches(journal.keys, wanted)
+    assert [stored.base_offset for stored in found.stored] == [3], "2 does not fit to 4, nor 4 to 6"
+    assert [(lost.start, lost.end) for _, lost in found.damage] == [(1, 2), (2, 3)]
+
+
+def test_a_key_that_is_not_to_be_had_is_damage_by_name(written: Written) -> None:
+    keys = make_keys(written.keystore, "a process that read no wrapped keys")
+    found = read_batches(keys, written.wanted(0))
+    assert found.stored == []
+    assert "its key is not to be had" in found.damage[0][1].reason
+
+
+def test_a_shredded_topic_is_not_damage(written: Written) -> None:
+    written.keystore.shred(ORDERS)
+    with pytest.raises(KeyShredded):
+        written.read(0)
+    assert len(written.read(1).stored) == 1
+
+
+def test_nothing_wanted_nothing_read(written: Written, flipped: Callable[..., bytes]) -> None:
+    assert written.read() == ReadBack([], [])
+    assert written.file.reads == []
