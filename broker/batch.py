@@ -78,7 +78,8 @@ _STAMPS = tuple(b"\x00" + delta for delta in varint.SHORT)  # a record's attribu
 
 # Most records that our edges build carry one header, the message id: all before its 36 characters is this constant.
 _MESSAGE_ID = MESSAGE_ID_HEADER.encode()
-_MESSAGE_ID_ALONE = b"".join((varint.SHORT[1], varint.SHORT[len(_MESSAGE_ID)], _MESSAGE_ID, varint.SHORT[MESSAGE_ID_BYTES]))
+_MESSAGE_ID_FOLLOWS = b"".join((varint.SHORT[len(_MESSAGE_ID)], _MESSAGE_ID, varint.SHORT[MESSAGE_ID_BYTES]))
+_MESSAGE_ID_ALONE = varint.SHORT[1] + _MESSAGE_ID_FOLLOWS
 _MESSAGE_ID_ALONE_BYTES = len(_MESSAGE_ID_ALONE) + MESSAGE_ID_BYTES
 
 # A look-up takes a third of a decode's time.
@@ -331,6 +332,8 @@ def _encode(records: Sequence[Draft]) -> tuple[bytes, int]:
     stamp = b""
     lengths, short_max, encode, null, join = varint.SHORT, varint.SHORT_MAX, varint.encode, varint.NULL, b"".join
     message_id = _MESSAGE_ID
+    tail_of: Headers | None = None
+    before = tail = b""
     parts: list[bytes] = []
     for (timestamp_ms, key, value, headers), offset_delta in zip(records, _offset_deltas(), strict=False):
         if timestamp_ms != previous_ms:
@@ -348,15 +351,15 @@ def _encode(records: Sequence[Draft]) -> tuple[bytes, int]:
         else:
             size = len(value)
             value_length = lengths[size] if size < short_max else encode(size)
-        if len(headers) == 1:
-            name, content = headers[0]
-            if name == message_id and content is not None and len(content) == MESSAGE_ID_BYTES:
-                before, after = _MESSAGE_ID_ALONE, content
-            else:
-                before, after = _encode_headers(headers), b""
+        if headers and headers[0][0] == message_id and (content := headers[0][1]) and len(content) == MESSAGE_ID_BYTES:
+            # An id of its own, then what is mostly the same for all records of an edge: encoded once while it stays the same.
+            others = headers[1:]
+            if others != tail_of:
+                tail_of, tail = others, _encode_pairs(others)
+                before = _encode_length(len(headers)) + _MESSAGE_ID_FOLLOWS
+            body = join((stamp, offset_delta, key_length, key, value_length, value, before, content, tail))
         else:
-            before, after = _encode_headers(headers), b""
-        body = join((stamp, offset_delta, key_length, key, value_length, value, before, after))
+            body = join((stamp, offset_delta, key_length, key, value_length, value, _encode_headers(headers)))
         size = len(body)
         parts += (lengths[size] if size < short_max else encode(size), body)
     return join(parts), newest_ms
@@ -367,8 +370,12 @@ def _offset_deltas() -> Iterator[bytes]:
 
 
 def _encode_headers(headers: Headers) -> bytes:
+    return _encode_length(len(headers)) + _encode_pairs(headers)
+
+
+def _encode_pairs(headers: Headers) -> bytes:
     lengths, short_max = varint.SHORT, varint.SHORT_MAX
-    parts = [_encode_length(len(headers))]
+    parts: list[bytes] = []
     for name, value in headers:
         if value is None:
             parts += (_encode_length(len(name)), name, varint.NULL)

@@ -116,11 +116,16 @@ class Broker:
         RecordTooLarge, and what `Engine.append` raises.
         """
         found = self._engine.topics().get(topic) or await self._create(topic, auto_create)
-        appends = []
-        for partition, drafts in self._complete(found, records).items():
-            appends += self._appends(found, partition, drafts)
-        landed = await self._engine.append(appends, durable=durable)
+        landed = await self._engine.append(self._batches(found, records), durable=durable)
         return _places(records, landed)
+
+    def _batches(self, topic: Topic, records: Sequence[Outgoing]) -> list[Append]:
+        """What the batches are built from is gone when this returns, before the log is waited for: memory that is used again
+        while it is in the processor's cache costs half."""
+        appends = []
+        for partition, drafts in self._complete(topic, records).items():
+            appends += self._appends(topic, partition, drafts)
+        return appends
 
     async def _create(self, topic: str, auto_create: bool) -> Topic:
         if not (auto_create and self._options.auto_create):

@@ -179,7 +179,10 @@ def _from_file(path: Path, environ: Mapping[str, str]) -> Given:
     given: Given = {}
     for name, raw in _flattened(_parsed(path), "", str(path)):
         origin = Origin(str(path))
-        value = _resolved(raw, environ, name, origin)
+        try:
+            value = _resolved(raw, environ, name, origin)
+        except RecursionError:
+            raise WrongSetting(name, origin.text, "it is nested too deeply") from None
         if value != raw:
             origin = Origin(str(path), raw)
         given[name] = (_converted(name, value, origin, strict=value == raw), origin)
@@ -200,6 +203,8 @@ def _parsed(path: Path) -> dict[str, Any]:
         raise ConfigUnreadable(path, f"byte {error.start} is not UTF-8") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigUnreadable(path, f"it is no TOML: {error}") from None
+    except RecursionError:
+        raise ConfigUnreadable(path, "it is nested too deeply") from None
 
 
 def _flattened(table: Mapping[str, Any], prefix: str, origin: str) -> Iterator[tuple[str, Any]]:
@@ -249,6 +254,8 @@ def _converted(name: str, value: object, origin: Origin, *, strict: bool) -> Any
         return msgspec.convert(value, kind, strict=strict)
     except msgspec.MsgspecError as error:
         raise WrongSetting(name, origin.text, _in_words(str(error))) from None
+    except RecursionError:
+        raise WrongSetting(name, origin.text, "it is nested too deeply") from None
 
 
 def _in_words(reason: str) -> str:

@@ -27,7 +27,7 @@ from broker.errors import IllegalTopicName
 from broker.record import RESERVED_HEADER_PREFIX, Record, valid_message_id
 from broker.seams import Clock
 from broker.topics.addresses import legal_topic_name
-from gateway.errors import Busy, RecordInvalid
+from gateway.errors import Busy, RecordInvalid, RequestInvalid
 from gateway.feed import Feed
 from security.errors import AccessDenied, IdentityProblem, QuotaExceeded
 from security.identity.chain import Chain, Credential
@@ -115,10 +115,10 @@ class Pipeline:
         self._publishes = 0
         self.feeds = 0
 
-    # The steps
+    # The steps on the way in, in their order
 
     async def identify(self, credential: Credential, *, peer: str, protocol: str, listener: Listener, id: str) -> Session:
-        """Who this is; `id` is the request's or the connection's. Raises IdentityProblem."""
+        """1. Who this is; `id` is the request's or the connection's. Raises IdentityProblem."""
         try:
             principal = await self.chain.authenticate(credential, anonymous_allowed=listener.anonymous)
         except IdentityProblem as refusal:
@@ -127,7 +127,7 @@ class Pipeline:
         return Session(principal, peer, protocol, id)
 
     def authorise(self, session: Session, action: Action, topic: str = "") -> Decision:
-        """All or some keys. AccessDenied for none, IdentityProblem where the credential no longer holds, IllegalTopicName."""
+        """2. All or some keys. AccessDenied for none, IdentityProblem where the credential holds no longer, IllegalTopicName."""
         self.chain.still_valid(session.principal)
         decision = self.policy.decide(session.principal, action, topic, self.clock.now_ms())
         if decision.form is Decision.NONE:
@@ -138,14 +138,14 @@ class Pipeline:
         return decision
 
     def authorise_key(self, session: Session, topic: str, key: bytes | None) -> Decision:
-        """Reading this one key, of which None is the null key. The refusal does not repeat the key: it is data."""
+        """2, for reading one key, of which None is the null key. The refusal does not repeat the key: it is data."""
         decision = self.authorise(session, Action.READ, topic)
         if not decision.allows(key):
             raise self._denied(session, Action.READ, topic, f"not this key of it: {decision.reason}")
         return decision
 
     def admit(self, session: Session, records: Sequence[Incoming]) -> int:
-        """Charges one request and the records' bytes, which are returned. Raises QuotaExceeded, Busy."""
+        """3. Charges one request and the records' bytes, which are returned. Raises QuotaExceeded, Busy."""
         if self._publishes >= self.options.publishes_max:
             raise Busy("pipeline.publishes_max", self.options.publishes_max, RETRY_AFTER_MS)
         size = sum([len(record.value or b"") + len(record.key or b"") for record in records])
@@ -154,7 +154,9 @@ class Pipeline:
         return size
 
     def validate(self, session: Session, topic: str, records: Sequence[Incoming], decision: Decision) -> None:
-        """Keys, ids, timestamps and headers. Raises AccessDenied, RecordInvalid."""
+        """4. Keys, ids, timestamps and headers. Raises AccessDenied, RecordInvalid, RequestInvalid."""
+        if not records:
+            raise RequestInvalid("there is no record to publish")
         if decision.form is not Decision.ALL:
             self._check_keys(session, topic, records, decision)
         checked: object = ()
@@ -168,7 +170,7 @@ class Pipeline:
                 self._check_headers(index, record.headers)
 
     async def append(self, session: Session, topic: str, records: Sequence[Incoming], durable: bool) -> list[tuple[int, int]]:
-        """Partition and offset of each, from one append; makes the topic where the principal and the options allow it."""
+        """5. Partition and offset of each, from one append; makes the topic where the principal and the options allow it."""
         create = topic not in self.broker.topics() and self._may(session, Action.CREATE, topic)
         self._publishes += 1
         try:
@@ -177,34 +179,48 @@ class Pipeline:
             self._publishes -= 1
 
     def audit(self, session: Session, action: Action, resource: str) -> None:
+        """6. What was done. What cannot be audited is not acknowledged."""
         self._audit.record("access", session, action, resource, "allowed", "")
 
     def acknowledge(
         self, session: Session, topic: str, records: Sequence[Incoming], places: Sequence[tuple[int, int]], durable: bool
     ) -> list[Receipt]:
-        """A receipt for each record, in their order; without an offset where nothing is promised."""
+        """7. A receipt for each record, in their order; without an offset where nothing is promised."""
         self.metrics.records_in_total.labels(session.protocol).inc(len(records))
         return [
             Receipt(record.message_id or "", topic, partition, offset if durable else -1)
             for record, (partition, offset) in zip(records, places, strict=True)
         ]
 
+    # Those that the way out has beside them
+
+    async def fetch(
+        self, session: Session, topic: str, partition: int, offset: int, records_max: int, bytes_max: int, wait_max_ms: int
+    ) -> Page:
+        """3 and 4. Records that may be delivered; waits while there is none, and authorises after each wait."""
+        deadline_ms = self.clock.monotonic_ms() + wait_max_ms
+        while True:
+            left_ms = max(0, deadline_ms - self.clock.monotonic_ms())
+            page = await self.broker.fetch(
+                topic, partition, offset, records_max=records_max, bytes_max=bytes_max, wait_max_ms=left_ms
+            )
+            decision = self.authorise(session, Action.READ, topic)
+            if decision.form is not Decision.ALL:
+                page.records = [record for record in page.records if decision.allows(record.key)]
+            if page.records or page.damage or left_ms == 0:
+                return page
+            offset = page.next_offset
+
+    def pace(self, session: Session, size_bytes: int) -> None:
+        """5. Charges what is about to be delivered. Raises QuotaExceeded. (A feed waits instead.)"""
+        self.charge(session, Quota.BYTES_OUT, size_bytes)
+
     def deliver(self, session: Session, records: int, size_bytes: int) -> None:
-        """Counts what is handed to a protocol in the same turn of the loop."""
+        """6. Counts what the protocol writes in this same turn of the loop."""
         self.metrics.records_out_total.labels(session.protocol).inc(records)
         self.metrics.bytes_out_total.labels(session.protocol).inc(size_bytes)
 
-    def charge(self, session: Session, quota: Quota, cost: float) -> None:
-        """Raises QuotaExceeded, with nothing charged."""
-        wait_ms = self.owed_ms(session, quota, cost)
-        if wait_ms:
-            raise QuotaExceeded(session.principal.name, quota, wait_ms)
-
-    def owed_ms(self, session: Session, quota: Quota, cost: float) -> int:
-        """0 and it is charged, or how long to wait before it would be."""
-        return self.quotas.admit(quota, session.principal.name, cost, self.clock.monotonic_ms() * 1_000_000)
-
-    # In
+    # In: the seven steps, one after the other
 
     async def publish(self, session: Session, topic: str, records: Sequence[Incoming], *, durable: bool = True) -> list[Receipt]:
         """All records or none. Fills in their ids, timestamps and partitions."""
@@ -233,20 +249,9 @@ class Pipeline:
         self.authorise(session, Action.READ, topic)
         self.charge(session, Quota.REQUESTS, 1)
         first = await self._first_offset(topic, partition, offset)
-        deadline_ms = self.clock.monotonic_ms() + wait_max_ms
-        while True:
-            left_ms = max(0, deadline_ms - self.clock.monotonic_ms())
-            page = await self.broker.fetch(
-                topic, partition, first, records_max=records_max, bytes_max=bytes_max, wait_max_ms=left_ms
-            )
-            decision = self.authorise(session, Action.READ, topic)
-            if decision.form is not Decision.ALL:
-                page.records = [record for record in page.records if decision.allows(record.key)]
-            if page.records or page.damage or left_ms == 0:
-                break
-            first = page.next_offset
+        page = await self.fetch(session, topic, partition, first, records_max, bytes_max, wait_max_ms)
         size = sum([record_bytes(record) for record in page.records])
-        self.charge(session, Quota.BYTES_OUT, size)
+        self.pace(session, size)
         self.deliver(session, len(page.records), size)
         return page
 
@@ -257,7 +262,7 @@ class Pipeline:
         found = await self.broker.latest(topic, key)
         self.authorise_key(session, topic, key)
         if found is not None:
-            self.charge(session, Quota.BYTES_OUT, record_bytes(found[1]))
+            self.pace(session, record_bytes(found[1]))
             self.deliver(session, 1, record_bytes(found[1]))
         return found
 
@@ -315,16 +320,31 @@ class Pipeline:
         self.charge(session, Quota.REQUESTS, 1)
         self.audit(session, action, what)
 
-    def require_grantable(self, session: Session, roles: Sequence[str], scopes: Sequence[Scope] | None) -> None:
-        """Nobody hands on more than they have: roles they hold and, if they are narrowed, scopes they were given."""
-        held, narrowed = self.policy.policy.roles_of(session.principal), session.principal.scopes
+    def require_grantable(
+        self, session: Session, roles: Sequence[str], scopes: Sequence[Scope] | None, ttl_ms: int | None
+    ) -> None:
+        """Nobody hands on more than they have: their roles, the scopes they were narrowed to, the time that is left to them."""
+        held = self.policy.policy.roles_of(session.principal)
+        narrowed, ends_ms = session.principal.scopes, session.principal.expires_at_ms
         missing = sorted(set(roles) - set(held))
         if missing and not self._may(session, Action.ADMIN):
             raise self._denied(session, Action.TOKENS, "", f"it does not hold the roles {', '.join(missing)} itself")
         if narrowed is not None and (scopes is None or not set(map(str, scopes)) <= set(map(str, narrowed))):
             raise self._denied(session, Action.TOKENS, "", "its own scopes do not include those of the new token")
+        if ends_ms is not None and (ttl_ms is None or self.clock.now_ms() + ttl_ms > ends_ms):
+            raise self._denied(session, Action.TOKENS, "", "the new token would outlive it")
 
     # Parts of the steps
+
+    def charge(self, session: Session, quota: Quota, cost: float) -> None:
+        """Raises QuotaExceeded, with nothing charged."""
+        wait_ms = self.owed_ms(session, quota, cost)
+        if wait_ms:
+            raise QuotaExceeded(session.principal.name, quota, wait_ms)
+
+    def owed_ms(self, session: Session, quota: Quota, cost: float) -> int:
+        """0 and it is charged, or how long to wait before it would be."""
+        return self.quotas.admit(quota, session.principal.name, cost, self.clock.monotonic_ms() * 1_000_000)
 
     def _may(self, session: Session, action: Action, topic: str = "") -> bool:
         decision = self.policy.decide(session.principal, action, topic, self.clock.now_ms())

@@ -151,7 +151,7 @@ class RestSection(Section, frozen=True, kw_only=True):
     body_bytes_max: Bytes = 8 * 1024 * 1024
     """A request's body; more is refused with 413."""
     bodies_bytes_max: Bytes = 256 * 1024 * 1024
-    """Bodies of all requests under way together; beyond it publishers are told to retry."""
+    """Bodies and large answers of all requests under way together; beyond it callers are told to retry."""
     records_max: Count = 10_000
     """Records of one publish request, and of one page read."""
     records_default: Count = 1_000

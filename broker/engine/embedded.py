@@ -13,7 +13,8 @@ import asyncio
 import logging
 import struct
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, TypeVar, cast
 
@@ -47,7 +48,7 @@ from broker.errors import (
 from broker.log.commit import Committer
 from broker.log.footer import DamagedRange
 from broker.log.journal import Group, PendingBatch, PendingFrame
-from broker.log.layout import FLAG_CONTROL, FLAG_HAS_EXPIRY, FLAG_TRANSACTIONAL
+from broker.log.layout import FLAG_CONTROL, FLAG_HAS_EXPIRY, FLAG_KEYS_COMPLETE, FLAG_TRANSACTIONAL
 from broker.log.lookup import Lookup
 from broker.log.merge import Merge, choose
 from broker.log.options import LogOptions
@@ -233,7 +234,8 @@ class EmbeddedEngine:
             self._merging.cancel()
             await asyncio.wait([self._merging])
         self._wake(list(self._watchers))
-        await self._seams.executor.run("manifest", lambda: None)  # what a cancelled merge had begun to save
+        for lane in ("manifest", "commit"):  # what a cancelled merge or sealing had begun to save
+            await self._seams.executor.run(lane, lambda: None)
         await self._seams.executor.run("background", self._let_go)
 
     def _let_go(self) -> None:
@@ -419,8 +421,8 @@ class EmbeddedEngine:
         base, previous_tag = log.next_offset, log.tag
         sequence = self._next_sequence
         clear = b"".join((base.to_bytes(8, "big"), memoryview(append.batch)[8:]))
-        flags = _flags(attributes, append.has_expiry)
         hashes = None if append.keys is None else self._hashes(log.topic_id, append.keys)
+        flags = _flags(attributes, append.has_expiry) | (0 if hashes is None else FLAG_KEYS_COMPLETE)
         sealed = self._store.keys.seal_batch(
             clear,
             flags=flags,
@@ -524,6 +526,8 @@ class EmbeddedEngine:
         left_ms = deadline_ms - self._seams.clock.monotonic_ms()
         if left_ms <= 0:
             return False
+        self._require_running()  # closed or deleted since the caller looked: nobody would wake it any more
+        self._topic(topic)
         if self._store.next_sequence != seen:
             return True
         happened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -566,10 +570,8 @@ class EmbeddedEngine:
             raise OffsetOutOfRange(name, partition, offset, log.log_start, log.high_watermark)
         if offset == log.high_watermark:
             return Fetched([], offset, log.log_start, log.high_watermark, [])
-        try:
+        with _unknown_when_deleted(name):
             found = await self._lookup.from_offset(log, offset, min(bytes_max, self.options.fetch_bytes_max))
-        except KeyShredded:
-            raise UnknownTopic(name) from None
         damage = [_damage(topic, number, found_range) for number, found_range in found.damage]
         return Fetched(found.stored, found.reached, log.log_start, log.high_watermark, damage)
 
@@ -602,10 +604,8 @@ class EmbeddedEngine:
             return Tail([], from_sequence, [])
         key_hash = None if key is None else self._store.keys.hasher(topic.topic_id).hash(key)
         logs = self._logs(topic, partitions)
-        try:
+        with _unknown_when_deleted(name):
             found = await self._lookup.from_sequence(logs, from_sequence, min(bytes_max, self.options.fetch_bytes_max), key_hash)
-        except KeyShredded:
-            raise UnknownTopic(name) from None
         return Tail(found.stored, found.reached, [_damage(topic, number, lost) for number, lost in found.damage])
 
     async def find_latest(self, topic: str, partition: int, key: bytes | None) -> Stored | None:
@@ -613,18 +613,23 @@ class EmbeddedEngine:
         found = self._topic(topic)
         log = self._log(found, partition)
         key_hash = self._store.keys.hasher(found.topic_id).hash(NULL_KEY if key is None else key)
-        return await self._lookup.newest_with_key(log, key, key_hash)
+        with _unknown_when_deleted(topic):
+            return await self._lookup.newest_with_key(log, key, key_hash)
 
     def offsets(self, topic: str) -> list[PartitionOffsets]:
         return [PartitionOffsets(log.partition, log.log_start, log.high_watermark) for log in self._logs(self._topic(topic))]
 
     async def offset_for_time(self, topic: str, partition: int, timestamp_ms: int) -> OffsetForTime:
         self._require_running()
-        return OffsetForTime(*await self._lookup.offset_for_time(self._log(self._topic(topic), partition), timestamp_ms))
+        log = self._log(self._topic(topic), partition)
+        with _unknown_when_deleted(topic):
+            return OffsetForTime(*await self._lookup.offset_for_time(log, timestamp_ms))
 
     async def offset_of_max_timestamp(self, topic: str, partition: int) -> OffsetForTime:
         self._require_running()
-        return OffsetForTime(*await self._lookup.newest_time(self._log(self._topic(topic), partition)))
+        log = self._log(self._topic(topic), partition)
+        with _unknown_when_deleted(topic):
+            return OffsetForTime(*await self._lookup.newest_time(log))
 
     async def sequence_for_time(self, topic: str, timestamp_ms: int) -> int:
         self._require_running()
@@ -697,6 +702,15 @@ class EmbeddedEngine:
         entries = self._table.entries()
         group = await self._committer.flush_view()
         return await self._store.save_snapshot(group, entries), group
+
+
+@contextmanager
+def _unknown_when_deleted(name: str) -> Iterator[None]:
+    """A read that meets the deletion of its topic finds the key gone."""
+    try:
+        yield
+    except KeyShredded:
+        raise UnknownTopic(name) from None
 
 
 def _flags(attributes: int, has_expiry: bool) -> int:

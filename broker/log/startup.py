@@ -85,6 +85,7 @@ class Startup:
         self._new_keys()
         self._load_manifest()
         self._check_files()
+        self._store.equal_manifests()
         self._remove_orphans()
         view, group, entries = self._open_view()
         try:

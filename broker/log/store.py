@@ -82,6 +82,13 @@ class LogStore:
         """Blocking: the first manifest of a new folder, before any file that it would have to list."""
         self._manifest_file.write(self._next_manifest())
 
+    def equal_manifests(self) -> None:
+        """Blocking: before a start removes anything, neither copy may list what the other does not. A write that was cut off
+        between the two, or a damaged copy, is made good; `manifest` is the newest whole one."""
+        copies = [data for _, data in self.manifest_copies()]
+        if len(copies) < 2 or copies[0] != copies[1]:
+            self._manifest_file.write(seal_manifest(self.keys, self.manifest))
+
     async def until_done(self, what: str, work: Callable[[], Awaitable[None]]) -> None:
         """Background work that must not be left half done: again after every failure of the disk, until it is cancelled."""
         while True:

@@ -64,7 +64,6 @@ class Exchange:
         "raw_path",
         "scope",
         "started",
-        "status",
     )
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, bodies: Bodies) -> None:
@@ -74,7 +73,6 @@ class Exchange:
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.id = self._request_id()
         self.started = False
-        self.status = 0
         self._held_bytes = 0
         self._session: Session | None = None
 
@@ -103,7 +101,7 @@ class Exchange:
     async def send(self, message: Message) -> None:
         """For answers that starlette makes: the request's id goes with them."""
         if message["type"] == "http.response.start":
-            self.started, self.status = True, message["status"]
+            self.started = True
             message["headers"] = [*message["headers"], (b"x-request-id", self.id.encode())]
         await self._send(message)
 
@@ -130,20 +128,18 @@ class Exchange:
         length = self.headers.get(b"content-length", b"")
         if _LENGTH.fullmatch(length) and int(length) > bytes_max:
             raise BodyTooLarge("rest.body_bytes_max", bytes_max)
-        parts: list[bytes] = []
-        size = 0
+        whole = bytearray()
         while True:
             message = await self._receive()
             if message["type"] == "http.disconnect":
                 raise ClientGone
             part: bytes = message.get("body", b"")
-            size += len(part)
-            if size > bytes_max:
+            if len(whole) + len(part) > bytes_max:
                 raise BodyTooLarge("rest.body_bytes_max", bytes_max)
             self._hold(len(part))
-            parts.append(part)
             if not message.get("more_body", False):
-                return parts[0] if len(parts) == 1 else b"".join(parts)
+                return bytes(whole) + part if whole else part
+            whole += part
 
     async def gone(self) -> None:
         """Returns when the client has closed the connection; whatever else it still sends is dropped."""

@@ -49,9 +49,7 @@ class PublishRoutes:
         partition = query.number("partition", -1, PARTITION_MAX)
         if media_type in (JSON, NDJSON):
             query.finish()
-            body = await exchange.body(self._options.body_bytes_max)
-            members = decode_records(body, lines=media_type == NDJSON, records_max=self._options.records_max)
-            records = to_incoming(members)
+            records = await self._json(exchange, lines=media_type == NDJSON)
         else:
             records = [await self._raw(exchange, query, keyed=address is not None)]
         if address is not None:
@@ -60,6 +58,11 @@ class PublishRoutes:
             _put_partition(records, partition)
         receipts = await self._pipeline.publish(exchange.session, topic, records, durable=durable)
         await exchange.answer(200 if durable else 202, JSON, encode(Published(receipts)))
+
+    async def _json(self, exchange: Exchange, *, lines: bool) -> list[Incoming]:
+        """In a function of its own, so that the body and what was decoded are gone before the log is waited for."""
+        body = await exchange.body(self._options.body_bytes_max)
+        return to_incoming(decode_records(body, lines=lines, records_max=self._options.records_max))
 
     async def _raw(self, exchange: Exchange, query: Query, *, keyed: bool) -> Incoming:
         """The body is the value; everything else about the record is in the query and the headers."""

@@ -27,6 +27,7 @@ from gateway.endpoints.tokens import TokenRoutes
 from gateway.endpoints.topics import TopicRoutes
 from gateway.endpoints.watch import Watches
 from gateway.errors import MethodNotAllowed, RouteUnknown, translate
+from gateway.observe.logs import request_id
 from gateway.observe.metrics import Metrics
 from gateway.pipeline import Pipeline
 from security.identity.tokens import TokenStore
@@ -88,6 +89,7 @@ class RestApp:
         if scope["type"] != "http":
             raise RuntimeError(f"this application speaks http, not {scope['type']}")
         exchange = Exchange(scope, receive, send, self._bodies)
+        request_id.set(exchange.id)  # each request runs in a task, and so in a context, of its own
         operation, outcome = self._administer, "ok"
         began = time.perf_counter()
         try:

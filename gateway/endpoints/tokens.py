@@ -73,7 +73,7 @@ class TokenRoutes:
         self._pipeline.require(exchange.session, Action.TOKENS, "create a token")
         new = await read_document(exchange, NewToken)
         scopes = None if new.scopes is None else [_scope(text) for text in new.scopes]
-        self._pipeline.require_grantable(exchange.session, new.roles, scopes)
+        self._pipeline.require_grantable(exchange.session, new.roles, scopes, new.ttl_ms)
         try:
             # On a thread: the store waits for the disk, and for the command line's lock.
             text, record = await asyncio.to_thread(self._tokens.create, new.name, new.roles, scopes, new.ttl_ms)

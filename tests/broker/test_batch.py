@@ -501,3 +501,20 @@ def assert_refused_or_read(batch: bytes) -> None:
     if records:
         assert len(list(walk_raw(build([record[1:] for record in records])))) == len(records)
     assert all(-(2**63) <= timestamp_ms < 2**63 and 0 <= offset < 2**63 for offset, timestamp_ms, *_ in records)
+
+
+def test_headers_that_change_between_records_are_not_mixed_up() -> None:
+    """The encoded tail after a message id is kept while it stays the same, and only then."""
+    tails: list[tuple[tuple[bytes, bytes | None], ...]] = [
+        ((b"content-type", b"a/b"),),
+        ((b"content-type", b"a/b"),),
+        ((b"content-type", b"a/c"),),
+        (),
+        (),
+        ((b"x", None), (b"content-type", b"a/b")),
+        ((b"content-type", b"a/b"),),
+    ]
+    ids = [f"0190a5f2-7c1e-7000-8000-{number:012d}".encode() for number in range(len(tails))]
+    drafts = [(1, b"k", b"v", ((b"sprawl-message-id", ids[number]), *tail)) for number, tail in enumerate(tails)]
+    read = [headers for *_, headers in walk_raw(build(drafts))]
+    assert read == [((b"sprawl-message-id", ids[number]), *tail) for number, tail in enumerate(tails)]

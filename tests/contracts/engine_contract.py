@@ -27,7 +27,7 @@ from broker.errors import (
     UnknownTopic,
 )
 
-Reopen = Callable[[], Awaitable[Engine]]
+Reopen = Callable[[], Awaitable[Engine]]  # ends the life of the engine; the next one over the same data
 
 NOON_MS = 1_760_000_000_000
 PLENTY = 1 << 20
@@ -79,6 +79,28 @@ async def follow(
         found += page.batches
         from_sequence = page.next_sequence
     return found
+
+
+_GOOD = batch_of(b"a")
+GARBAGE = {
+    "empty": b"",
+    "shorter than a header": bytes(60),
+    "zeros": bytes(200),
+    "ones": b"\xff" * 200,
+    "cut": _GOOD[:-1],
+    "longer than it says": _GOOD + b"\x00",
+    "magic 1": _GOOD[:16] + b"\x01" + _GOOD[17:],
+    "negative last offset delta": _GOOD[:23] + b"\xff" * 4 + _GOOD[27:],
+    "no records": _GOOD[:57] + bytes(4) + _GOOD[61:],
+    "more records than offsets": _GOOD[:57] + b"\x00\x00\x00\x02" + _GOOD[61:],
+}
+
+
+async def lives_of(engine: Engine, *reopens: Reopen) -> AsyncIterator[Engine]:
+    """The engine, then its next lives, each when the one before has been looked at."""
+    yield engine
+    for reopen in reopens:
+        yield await reopen()
 
 
 class Written(msgspec.Struct, frozen=True):
@@ -277,25 +299,10 @@ class EngineContract:
             await engine.append([Append("small", 0, batch_of(b"x" * 1001))])
         assert refused.value.limit_bytes == len(batch)
 
-    @pytest.mark.parametrize(
-        "garbage",
-        [
-            b"",
-            b"\x00" * 60,
-            b"\x00" * 200,
-            b"\xff" * 200,
-            batch_of(b"a")[:-1],
-            batch_of(b"a") + b"\x00",
-            batch_of(b"a")[:16] + b"\x01" + batch_of(b"a")[17:],
-            batch_of(b"a")[:23] + b"\xff\xff\xff\xff" + batch_of(b"a")[27:],
-            batch_of(b"a")[:57] + b"\x00\x00\x00\x00" + batch_of(b"a")[61:],
-            batch_of(b"a")[:57] + b"\x00\x00\x00\x02" + batch_of(b"a")[61:],
-        ],
-        ids=["empty", "short", "zeros", "ones", "cut", "longer", "magic-1", "negative-delta", "no-records", "count-above-delta"],
-    )
-    async def test_garbage_is_refused(self, orders: Engine, garbage: bytes) -> None:
-        with pytest.raises(BatchRefused):
-            await orders.append([Append("orders", 0, garbage)])
+    async def test_garbage_is_refused(self, orders: Engine, subtests: pytest.Subtests) -> None:
+        for reason, garbage in GARBAGE.items():
+            with subtests.test(reason), pytest.raises(BatchRefused):
+                await orders.append([Append("orders", 0, garbage)])
 
     # -- fetching ---------------------------------------------------------------------------------------------------------
 
@@ -366,13 +373,15 @@ class EngineContract:
         assert fetched.batches
 
     async def test_reads_of_what_is_not_there(self, orders: Engine) -> None:
-        for read in (
+        reads: tuple[Callable[[str, int], Awaitable[object]], ...] = (
             lambda topic, partition: orders.fetch(topic, partition, 0, bytes_max=PLENTY),
             lambda topic, partition: orders.tail(topic, 0, bytes_max=PLENTY, partitions=[partition]),
             lambda topic, partition: orders.find_latest(topic, partition, b"k"),
             lambda topic, partition: orders.offset_for_time(topic, partition, NOON_MS),
             lambda topic, partition: orders.offset_of_max_timestamp(topic, partition),
-        ):
+        )
+        await orders.append([one("orders", b"a")])
+        for read in reads:
             with pytest.raises(UnknownTopic):
                 await read("nowhere", 0)
             for partition in (-1, 2):
@@ -475,7 +484,7 @@ class EngineContract:
         await orders.append([one("orders", b"1", key=b"a")])
         await orders.append([Append("orders", 0, batch_of(b"2", key=b"b"), keys=[b"a"])])
         await orders.append([Append("orders", 0, batch_of(b"3", key=b"b"), keys=[None])])
-        for engine in (orders, await reopen()):
+        async for engine in lives_of(orders, reopen):
             found = await engine.find_latest("orders", 0, b"a")
             assert found is not None
             assert values_of([found]) == [b"1"]
@@ -520,7 +529,7 @@ class EngineContract:
         await traffic.create(engine)
         await traffic.write(engine, 30)
         expected = [(w, list(walk(w.stored))) for w in traffic.of("orders")]
-        for opened in (engine, await reopen()):
+        async for opened in lives_of(engine, reopen):
             for _ in range(20):
                 at_ms = NOON_MS + traffic.random.randint(-10, 5_010)
                 for partition in range(3):
@@ -539,29 +548,26 @@ class EngineContract:
         assert len(topic.topic_id) == 16
         assert [(o.partition, o.log_start, o.high_watermark) for o in engine.offsets("orders")] == [(n, 0, 0) for n in range(3)]
 
-    @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a b", "é", "x" * 250, "a\n", "a\x00"])
-    async def test_illegal_topic_names(self, engine: Engine, name: str) -> None:
-        with pytest.raises(IllegalTopicName):
-            await engine.create_topic(name, 1, {})
+    async def test_illegal_topic_names(self, engine: Engine, subtests: pytest.Subtests) -> None:
+        for name in ("", ".", "..", "a/b", "a b", "é", "x" * 250, "a\n", "a\x00"):
+            with subtests.test(repr(name)), pytest.raises(IllegalTopicName):
+                await engine.create_topic(name, 1, {})
         assert not engine.topics()
 
-    @pytest.mark.parametrize(
-        ("partitions", "configs", "named"),
-        [
+    async def test_invalid_configs_name_the_config(self, engine: Engine, subtests: pytest.Subtests) -> None:
+        refusals: tuple[tuple[int, dict[str, str], str], ...] = (
             (0, {}, "partitions"),
             (-1, {}, "partitions"),
             (1 << 31, {}, "partitions"),
             (1, {"max.message.byte": "5"}, "max.message.byte"),
             (1, {"max.message.bytes": "lots"}, "max.message.bytes"),
             (1, {"compression.type": "rar"}, "compression.type"),
-        ],
-    )
-    async def test_invalid_configs_name_the_config(
-        self, engine: Engine, partitions: int, configs: dict[str, str], named: str
-    ) -> None:
-        with pytest.raises(InvalidConfig) as refused:
-            await engine.create_topic("orders", partitions, configs)
-        assert refused.value.config == named
+        )
+        for partitions, configs, named in refusals:
+            with subtests.test(f"{partitions} {configs}"):
+                with pytest.raises(InvalidConfig) as refused:
+                    await engine.create_topic("orders", partitions, configs)
+                assert refused.value.config == named
         assert not engine.topics()
 
     async def test_a_name_is_used_once(self, engine: Engine) -> None:
@@ -619,7 +625,8 @@ class EngineContract:
         assert await orders.find_latest("orders", 0, b"k") is None
         assert not await follow(orders, "orders")
         (appended,) = await orders.append([one("orders", b"new", key=b"k")])
-        assert (appended.base_offset, appended.sequence) == (0, before)
+        assert appended.base_offset == 0
+        assert appended.sequence >= before
         assert values_of(await read_partition(orders, "orders")) == [b"new"]
         assert values_of(await read_partition(orders, "readings")) == [b"kept"]
 
@@ -642,11 +649,14 @@ class EngineContract:
         """Each append either came before and was acknowledged, or hears that the topic is gone."""
         appends = [asyncio.create_task(orders.append([one("orders", b"%d" % n)])) for n in range(20)]
         deleting = asyncio.create_task(orders.delete_topic("orders"))
-        late = [asyncio.create_task(orders.append([one("orders", b"late")])) for _ in range(5)]
-        results = await asyncio.gather(*appends, *late, return_exceptions=True)
+        results: list[object] = []
+        while not deleting.done():
+            results += await asyncio.gather(orders.append([one("orders", b"late")]), return_exceptions=True)
+        results += await asyncio.gather(*appends, return_exceptions=True)
         await deleting
         assert all(isinstance(result, list | UnknownTopic) for result in results)
-        assert all(isinstance(result, UnknownTopic) for result in results[20:])
+        with pytest.raises(UnknownTopic):
+            await orders.append([one("orders", b"too late")])
         assert "orders" not in orders.topics()
 
     # -- watching ---------------------------------------------------------------------------------------------------------
@@ -716,7 +726,7 @@ class EngineContract:
         engine = await reopen()
         assert set(engine.topics()) == {"readings"}
         await engine.create_topic("orders", 1, {})
-        for opened in (engine, await reopen()):
+        async for opened in lives_of(engine, reopen):
             assert await read_partition(opened, "orders") == []
             assert await opened.find_latest("orders", 0, b"k") is None
             assert values_of(await follow(opened, "readings")) == [b"kept"]

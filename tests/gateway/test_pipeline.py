@@ -11,7 +11,7 @@ import pytest
 from broker.broker import BrokerOptions
 from broker.delivery.position import AtOffset, AtTime, Cursor
 from broker.errors import IllegalTopicName, OffsetOutOfRange, UnknownPartition, UnknownTopic
-from gateway.errors import Busy, RecordInvalid
+from gateway.errors import Busy, RecordInvalid, RequestInvalid
 from gateway.feed import Feed
 from gateway.pipeline import TIMESTAMP_MS_MAX, Incoming, PipelineOptions
 from gateway.settings import Listener
@@ -143,6 +143,11 @@ class TestPublish:
     async def test_invalid_records_are_named_by_index(self, door: Any, wrong: dict[str, Any], reason: str) -> None:
         with pytest.raises(RecordInvalid, match=rf"record 2 .*{reason}"):
             await door.pipeline.publish(await door.session(), "orders", [record(), record(), record(**wrong)])
+        assert not door.engine.topics()
+
+    async def test_nothing_at_all(self, door: Any) -> None:
+        with pytest.raises(RequestInvalid):
+            await door.pipeline.publish(await door.session(), "orders", [])
         assert not door.engine.topics()
 
     async def test_the_most_that_is_valid(self, door: Any) -> None:
@@ -525,14 +530,19 @@ class TestNode:
     async def test_nobody_hands_on_more_than_they_have(self, door: Any) -> None:
         pipeline = door.pipeline
         narrowed = [Scope.parse("read:orders")]
-        pipeline.require_grantable(await door.session("admin"), ["anything"], None)
+        pipeline.require_grantable(await door.session("admin"), ["anything"], None, None)
         maker = await door.session("token-maker", "publisher")
-        pipeline.require_grantable(maker, ["publisher"], None)
-        pipeline.require_grantable(maker, ["publisher", "token-maker"], narrowed)
+        pipeline.require_grantable(maker, ["publisher"], None, None)
+        pipeline.require_grantable(maker, ["publisher", "token-maker"], narrowed, None)
         with pytest.raises(AccessDenied, match="does not hold the roles admin"):
-            pipeline.require_grantable(maker, ["publisher", "admin"], None)
+            pipeline.require_grantable(maker, ["publisher", "admin"], None, None)
         scoped = await door.session("admin", scopes=["read:orders", "tokens:*"])
-        pipeline.require_grantable(scoped, ["admin"], narrowed)
+        pipeline.require_grantable(scoped, ["admin"], narrowed, None)
         for scopes in (None, [Scope.parse("read:*")], [*narrowed, Scope.parse("publish:orders")]):
             with pytest.raises(AccessDenied):
-                pipeline.require_grantable(scoped, ["admin"], scopes)
+                pipeline.require_grantable(scoped, ["admin"], scopes, None)
+        passing = await door.session("admin", ttl_ms=60_000)
+        pipeline.require_grantable(passing, ["admin"], None, 1_000)
+        for ttl_ms in (None, 60_001):
+            with pytest.raises(AccessDenied, match="outlive"):
+                pipeline.require_grantable(passing, ["admin"], None, ttl_ms)

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.ciphers import algorithms, modes
 
 from broker.log import merge, reader
 from broker.log.commit import Committer
+from broker.log.files import LogFile
 from broker.log.journal import Group
 from broker.log.merge import Merge
 from broker.log.recovery import Recovery
@@ -58,6 +59,20 @@ def visible_before_sync() -> Iterator[None]:
             acknowledge(self, group)
 
     with patch.object(Committer, "_write", hasty), patch.object(Committer, "_acknowledge", only_acknowledge):
+        yield
+
+
+@contextmanager
+def failed_sync_repeated() -> Iterator[None]:
+    """After a failed fdatasync it is called again, and believed: what cost PostgreSQL its data in 2018 (fsyncgate)."""
+
+    def stubborn(file: LogFile) -> None:
+        try:
+            file.file.sync()
+        except OSError:
+            file.file.sync()
+
+    with patch.object(Committer, "_sync_journal", staticmethod(stubborn)):
         yield
 
 
@@ -135,6 +150,7 @@ def nonce_reused() -> Iterator[None]:
 MUTATIONS: dict[str, tuple[str, Callable[[], AbstractContextManager[None]]]] = {
     "acknowledged before sync": ("power", acknowledged_before_sync),
     "visible before sync": ("power", visible_before_sync),
+    "failed sync repeated": ("errors", failed_sync_repeated),
     "manifest before segment sync": ("power", manifest_before_segment_sync),
     "view ahead of journal": ("power", view_ahead_of_journal),
     "tag check off": ("media", tag_check_off),

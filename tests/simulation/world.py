@@ -179,9 +179,9 @@ class Life:
             # The second half of a roll-back has to get as far as the stamps. Sealed or not, their file must not go unnoticed:
             # a sealed one is checked against its footer, an open one by the chain alone.
             self._plan.cut_after = None
-            self._goal = self._random.choice((5, self._goal))
-            return self._random.choice(("cut", "stop"))
-        if self._world.flips_bits and self._random.random() < 0.3:
+            self._goal = 5
+            return self._random.choice(("cut", "cut", "stop"))
+        if self._world.flips_bits and self._random.random() < 0.4:
             self._plan.cut_after = None
             return "roll back"
         return self._random.choice(("cut", "cut", "kill", "stop"))
@@ -331,7 +331,7 @@ class Life:
     async def _disturb(self) -> None:
         """Now and then the disk is slow or full, the clock is set, a bit flips under the running node."""
         while True:
-            await asyncio.sleep(self._random.random() * 0.2)
+            await asyncio.sleep(self._random.random() * 0.06)
             what = self._random.choice(("slow", "clock", "full", "flip", "nothing", "nothing"))
             if what == "slow":
                 self._executor.slow_down(self._random.randint(1, 30))

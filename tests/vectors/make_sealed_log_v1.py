@@ -43,7 +43,7 @@ from broker.log.partition import PartitionLog
 from broker.log.sealing import FOOTER_PURPOSE, KEY_HASH_PURPOSE, MANIFEST_PURPOSE, SNAPSHOT_PURPOSE, LogKeys
 from broker.log.state import POSITION_KEY, Entry, Kind, TopicState, log_start_key, seal_snapshot, wrapped_key_entry
 from broker.machine import MachineDisk
-from security.crypto.envelope import Secret
+from security.crypto.envelope import Cipher, Secret, unwrap_key
 from security.crypto.keyring import Keyring
 from security.crypto.keystore import SYSTEM_TOPIC_ID, KeyStore
 from security.crypto.kms import FORMAT, VERSION, Kek, KeyFile, LocalFileKms
@@ -57,6 +57,7 @@ NOW_MS = 1_760_000_000_000
 SALT = 0x0123456789ABCDEF
 FILE_NUMBER, SEGMENT_NUMBER, SNAPSHOT_NUMBER = 7, 8, 9
 FIRST_GROUP, FIRST_SEQUENCE = 42, 1000
+JOURNAL_PARTS = ("journal_header", "group", "second_group", "empty_group", "footer")
 RECORD_KEYS = (b"eu/7", b"eu/8", b"", b"\x00\xff")
 
 
@@ -89,6 +90,16 @@ def make_kms() -> LocalFileKms:
     return LocalFileKms(Path("nowhere"), KeyFile(FORMAT, VERSION, (kek,)), CountedRandom("kms").bytes)
 
 
+def open_keys(key_store: bytes) -> LogKeys:
+    """What another process has that is given the key store and the KEK."""
+    blob = MemoryBlob()
+    blob.data = key_store
+    random = CountedRandom("another process")
+    keystore = KeyStore(blob, make_kms(), random.bytes)
+    keystore.load()
+    return LogKeys(Keyring(keystore, random.bytes), keystore.cluster_id, random)
+
+
 class Maker:
     """One process that writes one journal, its footer, and the small files beside it."""
 
@@ -113,7 +124,9 @@ class Maker:
         self.next_sequence = FIRST_SEQUENCE
         self.data = self.header
 
-    def seal(self, topic_id: bytes, partition: int, record_keys: Sequence[bytes | None], hashed: bool, flags: int) -> PendingBatch:
+    def seal(
+        self, topic_id: bytes, partition: int, record_keys: Sequence[bytes | None], hashed: bool, flags: int
+    ) -> PendingBatch:
         log = self.partitions.setdefault((topic_id, partition), PartitionLog(topic_id, partition))
         newest_ms = NOW_MS - 1
         drafts = [(newest_ms, key, b"value of %s" % (key or b"nobody"), ((b"source", b"till"),)) for key in record_keys]
@@ -149,9 +162,7 @@ class Maker:
         return frame
 
     def group(self, *frames: PendingFrame) -> tuple[Group, bytes]:
-        group = self.active.assemble(
-            self.keys, deque(frames), 1 << 30, self.active.last_group, NOW_MS + 5, self.next_sequence
-        )
+        group = self.active.assemble(self.keys, deque(frames), 1 << 30, self.active.last_group, NOW_MS + 5, self.next_sequence)
         data = b"".join(group.buffers)
         self.active.accept(group)
         self.data += data
@@ -191,7 +202,15 @@ def _document(maker: Maker) -> dict[str, Any]:
     last, last_bytes = maker.group()
     footer, footer_fields, tag = _footer(maker, second.number)
     segment = FileHeader(
-        SEGMENT_MAGIC, FORMAT_VERSION, FILE_HEADER_BYTES, SEGMENT_NUMBER, CLUSTER, NOW_MS + 9, 0, bytes(WRAPPED_KEY_BYTES), SALT + 1
+        SEGMENT_MAGIC,
+        FORMAT_VERSION,
+        FILE_HEADER_BYTES,
+        SEGMENT_NUMBER,
+        CLUSTER,
+        NOW_MS + 9,
+        0,
+        bytes(WRAPPED_KEY_BYTES),
+        SALT + 1,
     )
     sealed_entry = msgspec.structs.replace(maker.entry, state=FileState.SEALED, data_end=len(maker.data), summary_tag=tag)
     frame_at = first_bytes.rindex(b"SPFR")
@@ -215,8 +234,8 @@ def _document(maker: Maker) -> dict[str, Any]:
     }
     return {
         "format": "the sealed log, version 1 (docs/decisions/0001-sealed-log-format.md)",
-        "notation": "byte strings in hex, magic numbers as text, integers up to 2^64 - 1; the whole journal file is journal_header, "
-        "group, second_group, empty_group, footer",
+        "notation": "byte strings in hex, magic numbers as text, integers up to 2^64 - 1",
+        "journal": list(JOURNAL_PARTS),
         "inputs": _inputs(maker),
         "vectors": vectors,
     }
@@ -244,7 +263,7 @@ def shown(value: Any) -> Any:
 def _inputs(maker: Maker) -> dict[str, Any]:
     purposes = {"footer": FOOTER_PURPOSE, "manifest": MANIFEST_PURPOSE, "snapshot": SNAPSHOT_PURPOSE}
     keyring = maker.keys.keyring
-    return shown(
+    inputs: dict[str, Any] = shown(
         {
             "cluster_id": CLUSTER,
             "kek": {"id": KEK_ID, "key": KEK},
@@ -267,20 +286,14 @@ def _inputs(maker: Maker) -> dict[str, Any]:
             "salt": SALT,
         }
     )
+    return inputs
 
 
 def _data_key(maker: Maker, topic_id: bytes) -> dict[str, Any]:
-    """The DEK itself is the 2nd draw of its epoch, after the key id; taken out of its wrap here."""
     ((key_id, wrapped),) = maker.keys.keyring.known(topic_id)
-    root = maker.keystore.root_key(topic_id)
-    clear = LogKeys.unseal(_cipher(root), wrapped[:12], wrapped[12:], CLUSTER + topic_id + key_id.to_bytes(4, "little"))
-    return {"topic_id": topic_id, "key_id": key_id, "key": clear, "wrapped": wrapped}
-
-
-def _cipher(key: bytes) -> Any:
-    from security.crypto.envelope import Cipher
-
-    return Cipher(key)
+    context = CLUSTER + topic_id + key_id.to_bytes(4, "little")
+    key = unwrap_key(Cipher(maker.keystore.root_key(topic_id)), wrapped, context)
+    return {"topic_id": topic_id, "key_id": key_id, "key": key, "wrapped": wrapped}
 
 
 def _key_store_fields(maker: Maker) -> dict[str, Any]:
@@ -308,7 +321,13 @@ def _batch_fields(batch: PendingBatch) -> dict[str, Any]:
 
 def _frame_fields(frame: PendingFrame) -> dict[str, Any]:
     directory = [
-        [b.partition.topic_id, b.partition.partition, b.stored.next_offset - b.stored.base_offset - 1, b.stored.base_offset, b.sealed.size]
+        [
+            b.partition.topic_id,
+            b.partition.partition,
+            b.stored.next_offset - b.stored.base_offset - 1,
+            b.stored.base_offset,
+            b.sealed.size,
+        ]
         for b in frame.batches
     ]
     return {
@@ -345,7 +364,7 @@ def _footer(maker: Maker, last_group: int) -> tuple[bytes, dict[str, Any], bytes
                 batch.key_hashes,
             )
         damage = [DamagedRange(log.next_offset, log.next_offset + 2, "does not authenticate")] if topic_id == READINGS else []
-        summary = PartitionSummary(
+        part = PartitionSummary(
             topic_id,
             partition,
             0,
@@ -360,7 +379,7 @@ def _footer(maker: Maker, last_group: int) -> tuple[bytes, dict[str, Any], bytes
             log.tag,
             damage=damage,
         )
-        parts.append((summary, index))
+        parts.append((part, index))
     wrapped = [maker.active.keys[place] for place in sorted(maker.active.keys)]
     lost = [DamagedRange(990, 992, "batches lost with their frame")]
     summary = Summary(FORMAT_VERSION, FILE_NUMBER, [], wrapped, [3, 4], lost, FIRST_GROUP, last_group)
@@ -421,6 +440,11 @@ def _view(keys: LogKeys, group: int) -> list[dict[str, Any]]:
         {"key": name.hex(), "hex": keys.seal_value(name, clear).hex(), "value": clear.hex()}
         for name, clear in ((key, value), (POSITION_KEY, position))
     ]
+
+
+def bytes_of(document: dict[str, Any], *names: str) -> bytes:
+    """Vectors, one after the other."""
+    return b"".join([bytes.fromhex(document["vectors"][name]["hex"]) for name in names])
 
 
 def text() -> str:

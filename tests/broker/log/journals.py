@@ -10,7 +10,7 @@ from broker.batch import build
 from broker.engine.base import Stored
 from broker.log.files import LogFile
 from broker.log.journal import ActiveJournal, PendingBatch, PendingFrame, pack_journal_header
-from broker.log.layout import FILE_HEADER_BYTES, WRAPPED_KEY_BYTES
+from broker.log.layout import FLAG_KEYS_COMPLETE
 from broker.log.manifest import FileEntry, FileKind, FileState
 from broker.log.partition import PartitionLog
 from broker.log.sealing import LogKeys
@@ -93,7 +93,9 @@ def one_record(value: bytes, key: bytes | None = b"k", timestamp_ms: int = NOW_M
 class Journal:
     """A journal file in memory that grows by groups, as the committer makes them."""
 
-    def __init__(self, keys: LogKeys, disk: MachineDisk, *, number: int = 1, first_group: int = 1, first_sequence: int = 1) -> None:
+    def __init__(
+        self, keys: LogKeys, disk: MachineDisk, *, number: int = 1, first_group: int = 1, first_sequence: int = 1
+    ) -> None:
         self.keys = keys
         epoch = keys.system_epoch()
         self.entry = FileEntry(
@@ -105,7 +107,7 @@ class Journal:
         self.file.file.write_at(0, [self.data])
         self.active = ActiveJournal(self.file, SALT, first_group)
         self.partitions: dict[tuple[bytes, int], PartitionLog] = {}
-        self.next_sequence = first_sequence
+        self.next_sequence = 1
         self.durable_through = first_group - 1
         self.sealed: list[PendingBatch] = []
         self.group_ends: list[int] = []
@@ -146,7 +148,8 @@ class Journal:
         stored = Stored(log.partition, base, base + delta + 1, self.next_sequence, timestamp_ms, clear)
         log.next_offset, log.tag = stored.next_offset, sealed.tag
         self.next_sequence += 1
-        pending = PendingBatch(log, stored, sealed, previous, 0, None if key_hashes is None else list(key_hashes))
+        hashes = None if key_hashes is None else list(key_hashes)
+        pending = PendingBatch(log, stored, sealed, previous, 0 if hashes is None else FLAG_KEYS_COMPLETE, hashes)
         self.sealed.append(pending)
         return pending
 
@@ -154,9 +157,7 @@ class Journal:
         """One commit group of these frames; `confirms` says that all groups before it are durable."""
         if confirms:
             self.durable_through = self.active.last_group
-        group = self.active.assemble(
-            self.keys, deque(frames), 1 << 40, self.durable_through, NOW_MS, self.next_sequence
-        )
+        group = self.active.assemble(self.keys, deque(frames), 1 << 40, self.durable_through, NOW_MS, self.next_sequence)
         self.data += b"".join(group.buffers)
         self.file.file.write_at(group.position, group.buffers)
         self.active.accept(group)
@@ -165,7 +166,3 @@ class Journal:
     def served(self) -> dict[tuple[bytes, int, int], bytes]:
         """What every reader must get: clear batches by topic, partition and base offset."""
         return {(p.partition.topic_id, p.partition.partition, p.stored.base_offset): p.stored.batch for p in self.sealed}
-
-
-NO_KEY = bytes(WRAPPED_KEY_BYTES)
-EMPTY_END = FILE_HEADER_BYTES

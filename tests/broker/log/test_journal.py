@@ -62,7 +62,9 @@ def test_a_group_without_frames_only_confirms(journal: Journal) -> None:
 def test_a_file_leads_with_the_wrapped_keys_its_batches_use_once(journal: Journal) -> None:
     data = assemble(journal, journal.frame((ORDERS, 0, one_record(b"a")), (READINGS, 0, one_record(b"b"))))
     expected = [
-        wrapped_key_entry(topic, journal.keys.keyring.sealing_epoch(topic).key_id, journal.keys.keyring.sealing_epoch(topic).wrapped)
+        wrapped_key_entry(
+            topic, journal.keys.keyring.sealing_epoch(topic).key_id, journal.keys.keyring.sealing_epoch(topic).wrapped
+        )
         for topic in (ORDERS, READINGS)
     ]
     assert entries_of(journal, data) == [expected, []]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -44,7 +46,7 @@ def batch_header(sealed_bytes: int = 500, key_hashes: int = 2) -> bytes:
     return pack_batch_header(16, sealed_bytes, key_hashes, b"t" * 16, 3, 77, b"n" * 12, 9, 100, 41, -5, 6, 10, b"p" * 16)
 
 
-HEADERS = {
+HEADERS: dict[str, tuple[bytes, Callable[[bytes], object]]] = {
     "file": (pack_file_header(FILE), parse_file_header),
     "group": (pack_group_header(GROUP), lambda data: parse_group_header(data, 0, SALT)),
     "frame": (pack_frame_header(40, ENTRIES, 60), lambda data: parse_frame_header(data, 0)),

@@ -105,7 +105,9 @@ def test_extents_are_found_by_offset_and_by_sequence(gaps: list[tuple[int, int]]
     offset = 0
     for gap, size in gaps:
         offset += gap
-        part = PartitionSummary(ORDERS, 0, 0, offset, offset + size, 1, 0, 0, 10 * offset, 10 * (offset + size) - 1, NO_TAG, NO_TAG)
+        part = PartitionSummary(
+            ORDERS, 0, 0, offset, offset + size, 1, 0, 0, 10 * offset, 10 * (offset + size) - 1, NO_TAG, NO_TAG
+        )
         log.extents.append(Extent(None, part, None))  # type: ignore[arg-type]
         offset += size
     ends = [extent.summary.next_offset for extent in log.extents]

@@ -37,9 +37,7 @@ class Written:
         self.journal = journal = Journal(make_keys(self.keystore), disk)
         self.entries = [Entry(Kind.TOPIC, ORDERS, b"orders"), Entry(Kind.LOG_START, b"start", b"5")]
         journal.group(journal.frame((ORDERS, 0, one_record(b"a")), (READINGS, 1, one_record(b"b")), entries=self.entries[:1]))
-        journal.group(
-            journal.frame((ORDERS, 0, one_record(b"c")), key_hashes=[1, 2]), journal.frame(entries=self.entries[1:])
-        )
+        journal.group(journal.frame((ORDERS, 0, one_record(b"c")), key_hashes=[1, 2]), journal.frame(entries=self.entries[1:]))
         journal.group(journal.frame((READINGS, 1, one_record(b"d")), (ORDERS, 0, one_record(b"e"))))
         self.data_end = len(journal.data)
         journal.group()
@@ -299,7 +297,9 @@ def test_a_jump_in_sequences_is_told(written: Written) -> None:
     journal, data = written.journal, written.data
     found = Recovery(keys, {}, 0, 0, 0, None).read_journal(journal.entry, data, 4, len(data))
     assert found.unattributed == []
-    frame_at = [p for p in frames(data, FILE_HEADER_BYTES + GROUP_HEADER_BYTES, journal.group_ends[0]) if isinstance(p, FoundFrame)][1]
+    frame_at = [
+        p for p in frames(data, FILE_HEADER_BYTES + GROUP_HEADER_BYTES, journal.group_ends[0]) if isinstance(p, FoundFrame)
+    ][1]
     wrong = zeroed(data, frame_at.position, frame_at.end)
     found, _ = written.recover(wrong, view_group=4, knows_keys=True)
     assert (1, 3) in [(lost.start, lost.end) for lost in found.unattributed]

@@ -124,7 +124,14 @@ def test_a_frame_that_does_not_fit_is_none(journal: Journal) -> None:
 def test_batches_are_found_wherever_they_begin(journal: Journal) -> None:
     data = three_groups(journal)
     found = list(batches(data, FILE_HEADER_BYTES, len(data)))
-    assert [(b.header.base_offset, b.header.sequence) for b in found if b.header] == [(0, 1), (0, 2), (1, 3), (0, 4), (2, 5), (1, 6)]
+    assert [(b.header.base_offset, b.header.sequence) for b in found if b.header] == [
+        (0, 1),
+        (0, 2),
+        (1, 3),
+        (0, 4),
+        (2, 5),
+        (1, 6),
+    ]
     assert list(batches(data, FILE_HEADER_BYTES, found[-1].position + 200)) == found[:-1]
 
 

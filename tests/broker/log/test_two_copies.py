@@ -88,7 +88,7 @@ def test_wherever_a_write_is_cut_one_copy_is_the_old_or_the_new_one_whole(disk: 
         file.write(old)
         cut = CutDisk(disk, calls)
         try:
-            TwoCopyFile(cut, "", f"m{calls}").write(new)  # type: ignore[arg-type]
+            TwoCopyFile(cut, "", f"m{calls}").write(new)
         except Cut:
             found = [data for _, data in file.read_all()]
             assert set(found) <= {old, new}

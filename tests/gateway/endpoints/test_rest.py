@@ -16,6 +16,7 @@ from starlette.routing import Route
 from gateway.endpoints.documents import exchange_of
 from gateway.endpoints.rest import RestApp
 from gateway.endpoints.rest_options import RestOptions, SseOptions
+from gateway.observe.logs import request_id
 
 OF_TOPIC = ["GET", "HEAD", "POST", "OPTIONS"]
 ROUTES = {
@@ -181,6 +182,14 @@ class TestAnswers:
         assert (answer.status, answer.slug) == (500, "internal-error")
         assert b"s3cret" not in answer.body
         assert [record.__dict__["request_id"] for record in caplog.records] == ["r7"]
+
+    async def test_what_is_logged_within_a_request_carries_its_id(self, door: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        seen: list[str] = []
+        monkeypatch.setattr(door.pipeline, "list_topics", lambda *_: seen.append(request_id.get()) or [])
+        await door.get("/v1/topics", headers={"x-request-id": "r8"})
+        await door.get("/v1/topics", headers={"x-request-id": "r9"})
+        assert seen == ["r8", "r9"]
+        assert request_id.get() == ""
 
     async def test_a_failure_within_an_answer_ends_it(self, door: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         await door.publish("orders", ("k", "v"))

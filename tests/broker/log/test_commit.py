@@ -1,0 +1,302 @@
+"""Committing when something refuses: the disk, the view, a reader's own callback, or the caller who went away."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from broker.engine.base import Append
+from broker.engine.embedded import EmbeddedEngine
+from broker.errors import AppendUnknown, BatchRefused, Overloaded, UnknownTopic
+from broker.log.commit import Committer
+from broker.log.files import LogFile
+from broker.log.journal import ActiveJournal
+from broker.log.manifest import FileState
+from broker.machine import RocksStore
+from tests.broker.log.journals import one_record
+from tests.conftest import OpenEngine
+
+Start = Callable[..., Coroutine[Any, Any, EmbeddedEngine]]
+HANG_S = 20
+
+
+@pytest.fixture
+async def start(open_engine: OpenEngine) -> AsyncIterator[Start]:
+    """Starts the next life of one folder with topic `orders`; the last one is closed at the end."""
+    lives: list[EmbeddedEngine] = []
+
+    async def begin(**options: object) -> EmbeddedEngine:
+        for engine in lives:
+            await engine.close()
+        engine = open_engine(**{"recover_retry_ms": 1, **options})
+        await engine.start()
+        lives.append(engine)
+        if not engine.topics():
+            await engine.create_topic("orders", 1, {})
+        return engine
+
+    yield begin
+    await lives[-1].close()
+
+
+class Trouble:
+    """Makes a call fail for as long as `left` is not used up."""
+
+    def __init__(self, times: int) -> None:
+        self.left = times
+
+    def meet(self) -> None:
+        if self.left:
+            self.left -= 1
+            raise OSError(5, "Input/output error")
+
+
+async def append(engine: EmbeddedEngine, value: bytes = b"v", topic: str = "orders") -> int:
+    (landed,) = await engine.append([Append(topic, 0, one_record(value), [b"k"])])
+    return landed.base_offset
+
+
+async def count(engine: EmbeddedEngine, topic: str = "orders") -> int:
+    fetched = await engine.fetch(topic, 0, 0, bytes_max=1 << 20)
+    return len(fetched.batches)
+
+
+async def until_mended(engine: EmbeddedEngine) -> None:
+    assert engine._committer._task is not None
+    await asyncio.wait_for(asyncio.wait([engine._committer._task]), HANG_S)
+
+
+@pytest.fixture
+def failing_sync(monkeypatch: pytest.MonkeyPatch) -> Trouble:
+    trouble = Trouble(0)
+
+    def sync(file: LogFile) -> None:
+        trouble.meet()
+        file.file.sync()
+
+    monkeypatch.setattr(Committer, "_sync_journal", staticmethod(sync))
+    return trouble
+
+
+@pytest.fixture
+def failing_view(monkeypatch: pytest.MonkeyPatch) -> dict[str, Trouble]:
+    troubles = {"write": Trouble(0), "flush": Trouble(0)}
+    for name, trouble in troubles.items():
+        monkeypatch.setattr(RocksStore, name, _failing(getattr(RocksStore, name), trouble))
+    return troubles
+
+
+def _failing(real: Callable[..., None], trouble: Trouble) -> Callable[..., None]:
+    def call(*arguments: Any) -> None:
+        trouble.meet()
+        real(*arguments)
+
+    return call
+
+
+async def test_a_failed_sync_is_unknown_to_all_who_wait_and_never_visible(start: Start, failing_sync: Trouble) -> None:
+    engine = await start()
+    await append(engine)
+    failing_sync.left = 1
+    waiting = [asyncio.create_task(append(engine, b"lost")) for _ in range(3)]
+    for task in waiting:
+        with pytest.raises(AppendUnknown, match="Input/output error"):
+            await asyncio.wait_for(task, HANG_S)
+    await until_mended(engine)
+    assert await count(engine) == 1
+    assert engine.next_sequence() == 2
+    assert await append(engine, b"after") == 1
+    states = [file.entry.state for file in engine._store.files.values()]
+    assert states[-2:] == [FileState.CLOSED, FileState.OPEN]
+    again = await start()
+    assert await count(again) == 2
+    assert again.damage() == []
+    assert again._store.unattributed == []
+
+
+async def test_nonces_are_not_used_again_after_a_failure(start: Start, failing_sync: Trouble) -> None:
+    engine = await start()
+    epoch = engine._store.keys.keyring.sealing_epoch(engine.topics()["orders"].topic_id)
+    failing_sync.left = 1
+    with pytest.raises(AppendUnknown):
+        await append(engine)
+    await until_mended(engine)
+    await append(engine)
+    assert epoch._seals == 2
+
+
+async def test_appends_are_refused_while_no_new_file_can_be_opened(
+    start: Start, failing_sync: Trouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = await start(recover_retry_ms=60_000)
+    no_file = Trouble(1)
+    real = engine._store.new_journal
+
+    async def new_journal(first_group: int) -> ActiveJournal:
+        no_file.meet()
+        return await real(first_group)
+
+    monkeypatch.setattr(engine._store, "new_journal", new_journal)
+    failing_sync.left = 1
+    with pytest.raises(AppendUnknown):
+        await append(engine)
+    with pytest.raises(AppendUnknown, match="not tried"):
+        await append(engine)
+    assert await count(engine) == 0, "reads go on"
+    engine._committer._closing = True  # the retry is a minute away; closing does not wait for it
+    assert engine._committer._task is not None
+    engine._committer._task.cancel()
+
+
+async def test_the_queue_is_bounded_and_empties(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = await start(append_queue_bytes_max=3000)
+    held = asyncio.get_running_loop().create_future()
+    real = engine._committer._write
+
+    async def write(group: Any) -> None:
+        await held
+        await real(group)
+
+    monkeypatch.setattr(engine._committer, "_write", write)
+    waiting = [asyncio.create_task(append(engine, bytes(1000))) for _ in range(2)]
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded, match="append_queue_bytes_max is full") as refusal:
+        await append(engine, bytes(1000))
+    assert refusal.value.limit == 3000
+    held.set_result(None)
+    assert await asyncio.gather(*waiting) == [0, 1]
+    assert await append(engine, bytes(1000)) == 2
+    assert engine.stats().append_queue_bytes == 0
+
+
+async def test_a_batch_larger_than_the_whole_queue_passes_when_it_is_empty(start: Start) -> None:
+    engine = await start(append_queue_bytes_max=100)
+    assert await append(engine, bytes(1000)) == 0
+
+
+@pytest.mark.parametrize("call", ["write", "flush"])
+async def test_a_view_that_fails_undoes_nothing_that_the_journal_holds(
+    start: Start, failing_view: dict[str, Trouble], call: str
+) -> None:
+    engine = await start()
+    failing_view[call].left = 1
+    topic = await engine.create_topic("late", 1, {})
+    await append(engine, topic="late")
+    failing_view[call].left = 1_000_000  # it stays broken: nothing more is asked of it
+    await engine.create_topic("later", 1, {})
+    again_id = engine.topics()["late"].topic_id
+    assert again_id == topic.topic_id
+    await engine.close()
+    failing_view[call].left = 0
+    again = await start()
+    assert sorted(again.topics()) == ["late", "later", "orders"]
+    assert again.topics()["late"].topic_id == topic.topic_id
+    assert await count(again, "late") == 1
+
+
+async def test_a_view_that_failed_does_not_stop_files_from_being_sealed_and_merged(
+    start: Start, failing_view: dict[str, Trouble]
+) -> None:
+    engine = await start(journal_file_bytes=2048, merge_files_min=3)
+    failing_view["write"].left = 1_000_000
+    await engine.create_topic("late", 1, {})
+    for number in range(30):
+        await append(engine, b"%d" % number + bytes(300), "late")
+    while engine._committer._background:
+        await asyncio.wait(engine._committer._background)
+    while engine._merging is not None and not engine._merging.done():
+        await asyncio.wait([engine._merging])
+    assert engine.stats().merges > 0
+    await engine.close()
+    failing_view["write"].left = 0
+    again = await start()
+    assert sorted(again.topics()) == ["late", "orders"]
+    assert await count(again, "late") == 30
+
+
+async def test_a_reader_that_cannot_be_woken_harms_nobody(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    engine = await start()
+    woken: list[str] = []
+
+    def broken() -> None:
+        raise RuntimeError("a mistake of this reader")
+
+    engine.watch("orders", broken)
+    engine.watch("orders", lambda: woken.append("other"))
+    assert await asyncio.wait_for(append(engine), HANG_S) == 0
+    assert await asyncio.wait_for(append(engine), HANG_S) == 1
+    assert woken == ["other", "other"]
+    assert "could not be woken" in caplog.text
+
+
+async def test_a_group_that_cannot_be_made_leaves_nobody_waiting(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = await start()
+
+    def broken(*_: object) -> None:
+        raise BatchRefused("cannot be laid out")
+
+    monkeypatch.setattr(ActiveJournal, "_lay_out", staticmethod(broken))
+    with pytest.raises(AppendUnknown, match="cannot be laid out"):
+        await asyncio.wait_for(append(engine), HANG_S)
+    monkeypatch.undo()
+    await until_mended(engine)
+    assert await append(engine) == 0
+
+
+async def test_a_deletion_that_fails_leaves_the_topic(start: Start, failing_sync: Trouble) -> None:
+    engine = await start()
+    await append(engine)
+    failing_sync.left = 1
+    with pytest.raises(AppendUnknown):
+        await engine.delete_topic("orders")
+    await until_mended(engine)
+    assert await count(engine) == 1
+    await engine.delete_topic("orders")
+    with pytest.raises(UnknownTopic):
+        await append(engine)
+
+
+async def test_a_topic_change_whose_caller_goes_away_is_made_whole(start: Start) -> None:
+    engine = await start()
+    creating = asyncio.create_task(engine.create_topic("late", 1, {}))
+    await asyncio.sleep(0)
+    creating.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await creating
+    await engine.create_topic("next", 1, {})  # changes are made one after the other
+    assert "late" in engine.topics()
+    assert sorted((await start()).topics()) == ["late", "next", "orders"]
+
+
+async def test_a_cancelled_reader_ends_even_when_it_is_woken_at_the_same_time(start: Start) -> None:
+    engine = await start()
+    for _ in range(20):
+        polling = asyncio.create_task(engine.tail("orders", engine.next_sequence(), bytes_max=1, wait_max_ms=600_000))
+        await asyncio.sleep(0)
+        engine._wake(["orders"])
+        polling.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(polling, HANG_S)
+        assert not engine._watchers
+
+
+async def test_sealing_is_tried_until_it_is_done(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = await start(journal_file_bytes=2048, merge_files_min=10_000)
+    trouble = Trouble(3)
+    real = engine._store._write_footer
+
+    def write_footer(*arguments: Any) -> Any:
+        trouble.meet()
+        return real(*arguments)
+
+    monkeypatch.setattr(engine._store, "_write_footer", write_footer)
+    for number in range(20):
+        await append(engine, b"%d" % number + bytes(300))
+    while engine._committer._background:
+        await asyncio.wait(engine._committer._background)
+    assert trouble.left == 0
+    assert [file.entry.state for file in engine._store.files.values()].count(FileState.OPEN) <= 2
+    assert await count(await start()) == 20

@@ -1,0 +1,10 @@
+"""What every refusal keeps to."""
+
+from __future__ import annotations
+
+REFUSAL_CHARS_MAX = 1_000
+
+
+def check_refusal(error: Exception, chars_max: int = REFUSAL_CHARS_MAX) -> None:
+    """It says something, and not the whole input back."""
+    assert 0 < len(str(error)) <= chars_max, f"a refusal of {len(str(error))} characters"
