@@ -141,7 +141,8 @@ class Engine(Protocol):
         """Partitions only grow; a config of None goes back to its default."""
 
     async def delete_topic(self, name: str) -> None:
-        """Records, index and keys go: the topic's root key is destroyed."""
+        """Records and keys go at once: the topic's root key is destroyed. What files say of its batches without it (offsets,
+        sizes, times, keyed hashes, themselves sealed under the node's key) goes when they are merged."""
 
     async def append(self, appends: Sequence[Append], *, durable: bool = True) -> list[Appended]:
         """All batches of one call are committed together or not at all.
@@ -173,8 +174,8 @@ class Engine(Protocol):
         partitions: Sequence[int] | None = None,
         key: bytes | None = None,
     ) -> Tail:
-        """Batches of a topic in commit order, from a commit sequence on; with `key`, only batches that may hold the key
-        (its partition only), found through the key index where there is one."""
+        """Batches of a topic in commit order, from a commit sequence on; with `key`, only batches that may hold the key, found
+        through the key index where there is one (name its partition in `partitions` to look in no other)."""
 
     async def find_latest(self, topic: str, partition: int, key: bytes | None) -> Stored | None:
         """The newest visible batch that holds a record with this key (None: without a key)."""

@@ -42,6 +42,9 @@ class LogFile:
         with self._lock:
             self._holders -= 1
             gone = self._retired and self._holders == 0
+            last = self._closed and self._holders == 0
+        if last:
+            self.file.close()
         if gone:
             try:
                 self._remove()
@@ -57,11 +60,14 @@ class LogFile:
             self._remove()
 
     def close(self) -> None:
+        """Now, or when the last reader leaves: another file must not get the descriptor that one still reads from."""
         with self._lock:
             if self._closed:
                 return
             self._closed = True
-        self.file.close()
+            held = self._holders > 0
+        if not held:
+            self.file.close()
 
     def _remove(self) -> None:
         self.close()

@@ -163,8 +163,9 @@ class Merge:
             await self._store.seams.executor.run("background", job.run)
         finally:
             file.release()
-        summary.damage += job.damage
-        self.damage_found += job.damage
+        fresh = [lost for lost in job.damage if not any(d.start <= lost.start and lost.end <= d.end for d in summary.damage)]
+        summary.damage += fresh
+        self.damage_found += fresh
         for row in job.rows:
             index.add(*row)
             summary.batches += 1

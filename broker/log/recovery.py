@@ -37,6 +37,7 @@ EVERYTHING = 1 << 62
 STATE_LOST = "state entries of a frame do not authenticate"
 FRAME_LOST = "a frame was lost, with what state entries it had"
 GROUP_LOST = "a confirmed group was lost whole"
+BYTES_LOST = "bytes of a segment that no batch header claims"
 BATCHES_LOST = "batches lost with their frame"
 NOT_CHAINED = "not the batch that its successor was chained to"
 
@@ -386,6 +387,9 @@ class Recovery:
         )
         for batch in opened:
             self._take(found, data, batch)
+        if sum(batch.header.sealed_bytes for batch in opened if batch.header) != end - FILE_HEADER_BYTES:
+            # Batches lie back to back there. Which is missing nothing says: at a partition's end not even a hole in its offsets.
+            found.unattributed.append(DamagedRange(0, 0, BYTES_LOST))
         return found
 
 

@@ -350,3 +350,28 @@ def test_a_state_group_is_never_numbered_too_low(written: Written, flipped: Flip
     found, _ = written.recover(flipped(data, second + 8), view_group=0)
     numbers = {entry.key: group for group, entries in found.states for entry in entries}
     assert numbers[b"start"] == 2
+
+
+def test_a_segment_without_its_footer_tells_of_bytes_that_no_batch_claims(written: Written, flipped: Flip) -> None:
+    sealed = written.journal.sealed
+    parts = [b"".join(batch.sealed.parts) for batch in sealed]
+    data = bytes(FILE_HEADER_BYTES) + b"".join(parts)
+    entry = written.journal.entry
+
+    def read(wrong: bytes) -> tuple[RecoveredFile, LogKeys]:
+        keys = make_keys(written.keystore, "second")
+        for topic_id in (ORDERS, READINGS):
+            for key_id, wrapped in written.journal.keys.keyring.known(topic_id):
+                keys.keyring.adopt(topic_id, key_id, wrapped)
+        return Recovery(keys, {}, 0, EVERYTHING, 0, None, whole=False).read_segment(entry, wrong, len(wrong)), keys
+
+    found, keys = read(data)
+    assert serve(found, keys, data) == written.journal.served()
+    assert found.unattributed == []
+    for at in range(FILE_HEADER_BYTES, len(data)):
+        wrong = flipped(data, at)
+        found, keys = read(wrong)
+        missing = written.journal.served().keys() - serve(found, keys, wrong).keys()
+        told = [place for place in missing if any(covers(lost, place[2]) for lost in damage_of(found, place[:2]))]
+        assert len(missing) == 1
+        assert told or found.unattributed, f"byte {at}"
