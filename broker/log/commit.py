@@ -56,6 +56,7 @@ class Committer:
         self._failed: Exception | None = None
         self._closing = False
         self._view_failed = False
+        self._view_group = 0
         self.groups = 0
         self.bytes_written = 0
         self.failures = 0
@@ -137,16 +138,17 @@ class Committer:
         if sync:
             self._sync_journal(group.file)
         if staged is not None:
-            self._follow(staged, group.flush_view)
+            self._follow(staged, group.number, group.flush_view)
 
-    def _follow(self, staged: StagedWrite | None, flush: bool) -> None:
+    def _follow(self, staged: StagedWrite | None, group: int, flush: bool) -> None:
         """Blocking. What the journal holds durably is decided, so a view that fails undoes nothing: nothing more is written to
         it, it stays behind, and the next start brings it up to the journals."""
         if self._view_failed:
             return
         try:
-            if staged is not None:
+            if staged is not None and group >= self._view_group:  # a bare position staged earlier never turns it back
                 self._view.write(staged)
+                self._view_group = group
             if flush:
                 self._view.flush()
         except OSError as problem:
@@ -276,7 +278,7 @@ class Committer:
         group.flush_view = True
         try:
             await self._write(group)
-            await self._store.seams.executor.run("commit", lambda: self._follow(None, True))
+            await self._store.seams.executor.run("commit", lambda: self._follow(None, 0, True))
         except OSError as problem:
             logger.warning("the last confirmation was not written (%s); the next start checks the newest group", problem)
 
@@ -284,7 +286,7 @@ class Committer:
         """Make the view durable, saying itself how far it goes; returns the group. Journals up to it need no replay."""
         group = self._last_group
         position = self._view.stage(group, [])
-        await self._store.seams.executor.run("commit", lambda: self._follow(position, True))
+        await self._store.seams.executor.run("commit", lambda: self._follow(position, group, True))
         return group
 
     def problem(self) -> str | None:

@@ -116,7 +116,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
     def _complain(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         if not self._halted:
             task, exception = context.get("future"), context.get("exception")
-            whose = task.get_coro().__qualname__ if isinstance(task, asyncio.Task) else ""
+            whose = getattr(task.get_coro(), "__qualname__", "") if isinstance(task, asyncio.Task) else ""
             self.complaints.append(f"{context.get('message')}: {whose} {exception!r}")
 
     # The three that BaseEventLoop leaves to whoever owns a selector.

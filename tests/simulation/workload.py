@@ -28,10 +28,22 @@ WRITER_PAUSES_MS = (0.0, 0.0, 0.2, 1.0, 4.0)
 
 
 class Workload:
-    """The clients of one life of the node. `goal` acknowledged batches, then everybody stops."""
+    """The clients of one life of the node: `goal` acknowledged batches, then everybody stops.
+
+    `whole`: no media was ever damaged, so answers leave nothing out.
+    """
 
     def __init__(
-        self, engine: Engine, ledger: Ledger, clock: Clock, random: random.Random, trace: Trace, *, life: int, goal: int
+        self,
+        engine: Engine,
+        ledger: Ledger,
+        clock: Clock,
+        random: random.Random,
+        trace: Trace,
+        *,
+        life: int,
+        goal: int,
+        whole: bool,
     ) -> None:
         self._engine = engine
         self._ledger = ledger
@@ -39,6 +51,7 @@ class Workload:
         self._random = random
         self._trace = trace
         self._life = life
+        self._whole = whole
         self._goal = ledger.acknowledged + goal
         self._built = 0
         self._done = asyncio.Event()
@@ -49,7 +62,7 @@ class Workload:
         await self._make_topics()
         writers = [self._write() for _ in range(WRITERS)]
         readers = [self._follow(topic) for topic in list(self._engine.topics())]
-        readers += [self._read_a_partition() for _ in range(2)]
+        readers += [self._read_a_partition() for _ in range(2)] + [self._look_up()]
         background = [asyncio.ensure_future(each) for each in [*readers, self._manage(), disturb()]]
         foreground = [asyncio.ensure_future(each) for each in writers]
         try:
@@ -243,6 +256,50 @@ class Workload:
                 self._ledger.broken(f"{topic.name}/{partition}: read to {offset}, beyond {fetched.high_watermark}")
             offset = max(offset, fetched.next_offset)
             await self._pause(self._random.choice((0.0, 0.5, 3.0)))
+
+    async def _look_up(self) -> None:
+        """Questions by key and by time, while everything moves: the answer is at least as new as what was known before."""
+        while True:
+            await self._pause(self._random.choice((0.2, 1.0, 5.0)))
+            topics = list(self._engine.topics().values())
+            if not topics:
+                continue
+            topic = self._random.choice(topics)
+            partition = self._random.randrange(topic.partitions)
+            try:
+                await self._random.choice((self._look_up_key, self._look_up_time))(topic, partition)
+            except (Unavailable, TopicProblem):
+                continue
+
+    async def _look_up_key(self, topic: Topic, partition: int) -> None:
+        key = self._random.choice(KEYS)
+        known = [batch for batch in self._ledger.log(topic.topic_id, partition) if key in batch.keys]
+        latest = await self._engine.find_latest(topic.name, partition, key)
+        found = None if latest is None else self._ledger.saw(topic, latest)
+        if found is not None and key not in found.keys:
+            self._ledger.broken(f"find_latest of {topic.name}/{partition} for {key!r} gave {found}, which has {found.keys}")
+        if known and self._whole and (found is None or found.base_offset < known[-1].base_offset):
+            self._ledger.broken(
+                f"find_latest of {topic.name}/{partition} for {key!r} gave {found}, not {known[-1]} or a later one"
+            )
+
+    async def _look_up_time(self, topic: Topic, partition: int) -> None:
+        log = self._ledger.log(topic.topic_id, partition)
+        if not log:
+            return
+        time_ms = self._random.choice(self._random.choice(log).timestamps)
+        first = next(batch for batch in log if max(batch.timestamps) >= time_ms)
+        answer = await self._engine.offset_for_time(topic.name, partition, time_ms)
+        sequence = await self._engine.sequence_for_time(topic.name, time_ms)
+        newest = await self._engine.offset_of_max_timestamp(topic.name, partition)
+        if not self._whole:
+            return
+        if not (first.base_offset <= answer.offset < first.next_offset and answer.timestamp_ms >= time_ms):
+            self._ledger.broken(f"the first record of {topic.name}/{partition} from {time_ms} on is in {first}, not {answer}")
+        if sequence > first.sequence:
+            self._ledger.broken(f"sequence {sequence} for time {time_ms} of {topic.name} leaves out {first}")
+        if newest.timestamp_ms < max(max(batch.timestamps) for batch in log):
+            self._ledger.broken(f"the newest record of {topic.name}/{partition} is newer than {newest}")
 
     async def _pause(self, about_ms: float) -> None:
         await asyncio.sleep(self._random.random() * 2 * about_ms / 1000)

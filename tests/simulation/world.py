@@ -236,7 +236,16 @@ class Life:
             return
         await self._audit(engine)
         self._phase = "working"
-        workload = Workload(engine, world.ledger, world.clock, self._random, self._trace, life=self._number, goal=self._goal)
+        workload = Workload(
+            engine,
+            world.ledger,
+            world.clock,
+            self._random,
+            self._trace,
+            life=self._number,
+            goal=self._goal,
+            whole=not world.flips_bits,
+        )
         if world.stamp_again:
             world.stamp_again = not await workload.stamp(2)
         await workload.run(self._disturb)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
@@ -15,6 +16,7 @@ from broker.log.commit import Committer
 from broker.log.files import LogFile
 from broker.log.journal import ActiveJournal
 from broker.log.manifest import FileState
+from broker.log.state import Entry, Kind
 from broker.machine import RocksStore
 from tests.broker.log.journals import one_record
 from tests.conftest import OpenEngine
@@ -215,6 +217,26 @@ async def test_a_view_that_failed_does_not_stop_files_from_being_sealed_and_merg
     again = await start()
     assert sorted(again.topics()) == ["late", "orders"]
     assert await count(again, "late") == 30
+
+
+async def test_the_position_of_the_view_never_goes_back(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Sealing and merging stage a bare position, and the group written meanwhile is newer.
+    engine = await start()
+    held, real = threading.Event(), engine._committer._write_now
+
+    def write_now(*arguments: Any) -> None:
+        held.wait(HANG_S)
+        real(*arguments)
+
+    monkeypatch.setattr(engine._committer, "_write_now", write_now)
+    changing = asyncio.create_task(engine._commit_entries([Entry(Kind.LOG_START, b"key", b"value")], flush_view=True))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    flushing = asyncio.create_task(engine._committer.flush_view())
+    await asyncio.sleep(0)
+    held.set()
+    await asyncio.wait_for(asyncio.gather(changing, flushing), HANG_S)
+    assert engine._view.load()[0] == engine._committer._last_group
 
 
 async def test_a_reader_that_cannot_be_woken_harms_nobody(start: Start, caplog: pytest.LogCaptureFixture) -> None:
