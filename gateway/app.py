@@ -25,7 +25,7 @@ import msgspec
 from broker.broker import Broker, BrokerOptions
 from broker.engine.embedded import EmbeddedEngine
 from broker.log.keystore_blob import KeyStoreBlob
-from broker.machine import MachineDisk, MachineSeams
+from broker.machine import MachineDisk, MachineSeams, keep_freed_memory
 from gateway.config import Config
 from gateway.endpoints.node import NodeRoutes
 from gateway.endpoints.rest import RestApp
@@ -125,6 +125,7 @@ class Node:
             Path(folder).mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
 
     async def _open_engine(self) -> MachineSeams:
+        keep_freed_memory()
         kms = await asyncio.to_thread(self._open_kms)
         seams = await asyncio.to_thread(MachineSeams, Path(self.config.node.data))
         self._undo.push_async_callback(asyncio.to_thread, seams.executor.close)
