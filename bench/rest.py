@@ -42,7 +42,8 @@ class Node:
         assert self._process.stdout is not None
         self.facts = json.loads(self._process.stdout.readline())
         profile = load_profile(home)
-        assert profile is not None and profile.token is not None
+        assert profile is not None
+        assert profile.token is not None
         self.url, self.ca, self.token = profile.url, profile.ca, profile.token
         self.system = psutil.Process(self._process.pid)
 
