@@ -45,6 +45,13 @@ class _Held:
             file.hold()
             self._files[file] = None
 
+    def all_of(self, log: PartitionLog) -> list[Extent]:
+        """The partition's extents as they are now, every file held before anything is awaited: a merge may replace them."""
+        extents = list(log.extents)
+        for extent in extents:
+            self.add(extent.file)
+        return extents
+
     def __enter__(self) -> _Held:
         return self
 
@@ -202,30 +209,34 @@ class Lookup:
     async def _newest_readable_time(self, log: PartitionLog, below_ms: int) -> int | None:
         """The highest timestamp below a bound: the batches that had it turned out to be damaged."""
         newest: int | None = None
-        for extent in list(log.extents):
-            with _Held() as held:
-                held.add(extent.file)
+        with _Held() as held:
+            for extent in held.all_of(log):
                 index = await self._store.index_of(extent)
-            lower = max((t for t in index.max_timestamps if t < below_ms), default=None)
-            if lower is not None and (newest is None or lower > newest):
-                newest = lower
+                lower = max((t for t in index.max_timestamps if t < below_ms), default=None)
+                if lower is not None and (newest is None or lower > newest):
+                    newest = lower
         return newest
 
     async def sequence_for_time(self, logs: Iterable[PartitionLog], timestamp_ms: int) -> int:
         lowest = self._store.next_sequence
         for log in logs:
-            for extent in list(log.extents):
+            found = await self._first_sequence_at(log, timestamp_ms)
+            if found is not None:
+                lowest = min(lowest, found)
+        return lowest
+
+    async def _first_sequence_at(self, log: PartitionLog, timestamp_ms: int) -> int | None:
+        """The commit sequence of the first batch that reaches the time."""
+        with _Held() as held:
+            for extent in held.all_of(log):
                 if extent.summary.max_timestamp_ms < timestamp_ms:
                     continue
-                with _Held() as held:
-                    held.add(extent.file)
-                    index = await self._store.index_of(extent)
+                index = await self._store.index_of(extent)
                 hits = (s for s, t in zip(index.sequences, index.max_timestamps, strict=True) if t >= timestamp_ms)
                 found = next(hits, None)
                 if found is not None:
-                    lowest = min(lowest, found)
-                    break
-        return lowest
+                    return found
+        return None
 
     async def _read(self, wanted: Sequence[Wanted]) -> ReadBack:
         """Read and open batches on the read lane; their files are held by the caller."""
