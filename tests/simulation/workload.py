@@ -24,6 +24,8 @@ KEYS = [b"key-%d" % number for number in range(24)]
 VALUE_BYTES = (0, 20, 100, 300, 2_000, 30_000)
 VALUE_WEIGHTS = (1, 6, 6, 4, 2, 1)
 WRITERS = 5
+LIFE_MS_MAX = 20_000
+"""Of virtual time; a life takes about 300."""
 WRITER_PAUSES_MS = (0.0, 0.0, 0.2, 1.0, 4.0)
 
 
@@ -53,6 +55,7 @@ class Workload:
         self._life = life
         self._whole = whole
         self._goal = ledger.acknowledged + goal
+        self._deadline_ms = clock.monotonic_ms() + LIFE_MS_MAX
         self._built = 0
         self._done = asyncio.Event()
         self.told: list[Damage] = []
@@ -75,7 +78,8 @@ class Workload:
                     raise outcome
 
     def wanted(self) -> bool:
-        return self._ledger.acknowledged < self._goal
+        """A disk that fails from the first topic on leaves nothing to do: then the deadline ends this life."""
+        return self._ledger.acknowledged < self._goal and self._clock.monotonic_ms() < self._deadline_ms
 
     # Topics
 
@@ -279,9 +283,7 @@ class Workload:
         if found is not None and key not in found.keys:
             self._ledger.broken(f"find_latest of {topic.name}/{partition} for {key!r} gave {found}, which has {found.keys}")
         if known and self._whole and (found is None or found.base_offset < known[-1].base_offset):
-            self._ledger.broken(
-                f"find_latest of {topic.name}/{partition} for {key!r} gave {found}, not {known[-1]} or a later one"
-            )
+            self._ledger.broken(f"find_latest of {topic.name}/{partition} for {key!r} gave {found}, older than {known[-1]}")
 
     async def _look_up_time(self, topic: Topic, partition: int) -> None:
         log = self._ledger.log(topic.topic_id, partition)
@@ -294,7 +296,7 @@ class Workload:
         newest = await self._engine.offset_of_max_timestamp(topic.name, partition)
         if not self._whole:
             return
-        if not (first.base_offset <= answer.offset < first.next_offset and answer.timestamp_ms >= time_ms):
+        if not (0 <= answer.offset < first.next_offset and answer.timestamp_ms >= time_ms):
             self._ledger.broken(f"the first record of {topic.name}/{partition} from {time_ms} on is in {first}, not {answer}")
         if sequence > first.sequence:
             self._ledger.broken(f"sequence {sequence} for time {time_ms} of {topic.name} leaves out {first}")
