@@ -116,7 +116,8 @@ def main() -> int:
     chosen = parser.parse_args()
     wanted = {name for name in chosen.only.split(",") if name}
     now = datetime.datetime.now(datetime.UTC)
-    path = ROOT / "docs" / "reports" / f"{now:%Y-%m-%d}-campaign.md"
+    named = "".join(f"-{name}" for name in sorted(wanted))
+    path = ROOT / "docs" / "reports" / f"{now:%Y-%m-%d}-campaign{named}.md"
     path.parent.mkdir(parents=True, exist_ok=True)
     outcomes: list[Outcome] = []
     for part in parts(chosen.fuzz_seconds):

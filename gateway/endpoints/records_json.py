@@ -29,6 +29,7 @@ Decoded = TypeVar("Decoded")
 Headers: TypeAlias = tuple[tuple[bytes, bytes | None], ...]
 
 CONTENT_TYPE = CONTENT_TYPE_HEADER.encode()
+REASON_CHARACTERS_MAX = 200
 JSON_TYPE = b"application/json"
 TEXT_TYPE = b"text/plain; charset=utf-8"
 
@@ -175,12 +176,17 @@ def decode(decoder: msgspec.json.Decoder[Decoded], body: bytes, line: str = "") 
         raise BodyMalformed("it is nested too deeply", line or None) from None
     except msgspec.ValidationError as error:
         reason, _, path = str(error).partition(" - at ")
-        raise BodyMalformed(reason, _place(line, path.strip("`"))) from None
+        raise BodyMalformed(_shown(reason), _place(line, _shown(path.strip("`")))) from None
     except msgspec.DecodeError as error:
         reason, _, position = str(error).removesuffix(")").partition(" (")
         if "truncated" in reason:  # msgspec's word for a lone surrogate too
             reason = "it ends inside a value, or holds half of a \\u surrogate pair"
         raise BodyMalformed(reason, _place(line, position)) from None
+
+
+def _shown(text: str) -> str:
+    """A refusal repeats the name of an unknown member, which may be as long as the body."""
+    return text if len(text) <= REASON_CHARACTERS_MAX else f"{text[:REASON_CHARACTERS_MAX]}..."
 
 
 def _place(line: str, rest: str) -> str | None:

@@ -60,6 +60,7 @@ class Damager:
         self._trace = trace
         self._data, self._keys, self._stores = data, keys, stores
         self.flips: list[Flip] = []
+        self._journals_hit: list[Flip] = []
         self.view_damaged = False
         self._twins: dict[Slot, bytes] = {}
         self._pairs: dict[Slot, tuple[bytes, bytes]] = {}
@@ -69,14 +70,14 @@ class Damager:
     def flip(self) -> None:
         """Flip one to three bits of one file of a random class.
 
-        Never the view together with a journal: the newest group stands in these two only, and the judge would have to excuse
-        a topic that both have lost.
+        Never the view together with a journal: until a snapshot, a topic stands in these two only, and what both have lost no
+        node can bring back.
         """
         kinds = [kind for kind in FILE_CLASSES if self._files(kind)]
         kinds += ["key store"] if self._keys.files() else []
         if self.view_damaged:
             kinds = [kind for kind in kinds if kind != "journal"]
-        elif self._stores.folders and not any(flip.kind == "journal" for flip in self.flips):
+        elif self._stores.folders and not any(flip.there for flip in self._journals_hit):
             kinds.append("view")
         if not kinds:
             return
@@ -98,7 +99,10 @@ class Damager:
         sealed = [path for path in self._files("segment") + self._files("journal") if _is_sealed(self._data.content(path))]
         if sealed:
             path = self._random.choice(sealed)
-            self._data.flip(path, [self._position(len(self._data.content(path)))])
+            before = self._data.content(path)
+            self._data.flip(path, [self._position(len(before))])
+            if path.startswith(FILE_CLASSES["journal"]):
+                self._journals_hit.append(Flip("journal", self._data, path, before, self._data.content(path)))
             self._trace.count("flipped bit under the running node")
 
     def wrote(self, path: str, data: bytes) -> None:
@@ -130,6 +134,8 @@ class Damager:
 
     def _changed(self, flip: Flip, journals: dict[str, bytes]) -> None:
         self.flips.append(flip)
+        if flip.kind == "journal":
+            self._journals_hit.append(flip)
         found = doubtful_sequence(journals, self._journals())
         if found is not None:
             self.doubtful = found if self.doubtful is None else min(self.doubtful, found)

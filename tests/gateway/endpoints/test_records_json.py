@@ -330,3 +330,12 @@ def test_members_of_other_messages_may_be_added_by_inheritance() -> None:
 
     found = msgspec.json.decode(b'{"op":"publish","text":"a"}', type=Publish)
     assert to_incoming([found])[0].value == b"a"
+
+
+@pytest.mark.parametrize("lines", [False, True])
+def test_a_refusal_does_not_repeat_a_name_of_any_length(lines: bool) -> None:
+    body = b'{"' + b"n" * 100_000 + b'":1}'
+    with pytest.raises(BodyMalformed) as refused:
+        decode_records(body, lines=lines, records_max=10)
+    assert "unknown field `nnn" in str(refused.value)
+    assert len(str(refused.value)) < 300
