@@ -176,7 +176,9 @@ class Recovery:
             body_end, through = following[0].position, following[0].header.number - 1
         elif confirmed and number < (last := self._last_confirmed_here(durable_through)):
             self._note_lost_groups(found, data, min(body_end, end), end, last)
-            body_end, through = end, number if last == EVERYTHING else last
+            # Where no bytes are left for them they are not here: a file after this one may hold them, its headers damaged.
+            through = number if last == EVERYTHING or body_end >= end else last
+            body_end = end
         elif body_end > end:
             if not confirmed:
                 self._cut(found, group.position, end, "the last group is not whole")
