@@ -8,7 +8,7 @@ section 10) and says `tail_cut`. `doubtful_sequence` computes from the bytes bef
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from broker.log.layout import (
@@ -45,11 +45,13 @@ class Flip:
     path: str
     before: bytes
     after: bytes
+    positions: Sequence[int]
 
     @property
     def there(self) -> bool:
-        """Whether nobody has written the file anew since."""
-        return self.path in self.media.names and self.media.content(self.path) == self.after
+        """Whether nobody has written these places anew since; the file may have grown."""
+        now = self.media.content(self.path) if self.path in self.media.names else b""
+        return all(now[at : at + 1] == self.after[at : at + 1] for at in self.positions)
 
 
 class Damager:
@@ -90,8 +92,9 @@ class Damager:
         path = self._random.choice(media.files() if kind == "key store" else self._files(kind))
         before, journals = media.content(path), self._journals()
         if before:
-            media.flip(path, [self._position(len(before)) for _ in range(self._random.randint(1, 3))])
-            self._changed(Flip(kind, media, path, before, media.content(path)), journals)
+            positions = [self._position(len(before)) for _ in range(self._random.randint(1, 3))]
+            media.flip(path, positions)
+            self._changed(Flip(kind, media, path, before, media.content(path), positions), journals)
             self._trace.count(f"flipped bits in a {kind}")
 
     def flip_sealed(self) -> None:
@@ -100,9 +103,10 @@ class Damager:
         if sealed:
             path = self._random.choice(sealed)
             before = self._data.content(path)
-            self._data.flip(path, [self._position(len(before))])
+            positions = [self._position(len(before))]
+            self._data.flip(path, positions)
             if path.startswith(FILE_CLASSES["journal"]):
-                self._journals_hit.append(Flip("journal", self._data, path, before, self._data.content(path)))
+                self._journals_hit.append(Flip("journal", self._data, path, before, self._data.content(path), positions))
             self._trace.count("flipped bit under the running node")
 
     def wrote(self, path: str, data: bytes) -> None:
@@ -127,7 +131,8 @@ class Damager:
                     before, journals = self._data.content(path), self._journals()
                     self._data.replace(path, former, position)
                     kind = "journal" if path.startswith("journal/") else "segment"
-                    self._changed(Flip(kind, self._data, path, before, self._data.content(path)), journals)
+                    places = range(position, position + len(former))
+                    self._changed(Flip(kind, self._data, path, before, self._data.content(path), places), journals)
                     self._trace.count("rolled-back batch put back")
                     return True
         return False
