@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 NODE   := .sprawl
 
-.PHONY: setup setup-test run demo test lint types format bench simulate campaign lock clean
+.PHONY: setup setup-test run demo test lint types format docs bench simulate campaign lock clean
 
 setup: $(VENV)/.run
 setup-test: $(VENV)/.test
@@ -40,6 +40,11 @@ format: setup-test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The reference pages from the code, then the whole site in build/site, with warnings as errors.
+docs: setup-test
+	$(BIN)/python docs/make_reference.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 # Hashed locks without index lines; the newest versions that pyproject.toml allows.
 lock:
 	$(PYTHON) -m venv $(VENV)-lock
@@ -47,20 +52,22 @@ lock:
 	$(VENV)-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 		--group build pyproject.toml -o requirements/run.lock
 	$(VENV)-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
-		--group build --group test --group lint pyproject.toml -o requirements/test.lock
+		--group build --group test --group lint --group docs pyproject.toml -o requirements/test.lock
 	rm -rf $(VENV)-lock
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 bench: setup-test
 	$(BIN)/python bench/run.py --save
 
-# One seed: make simulate SEED=7 RUNS=1
+# One world: make simulate SEED=7 RUNS=1. Started again with the same RESULTS, a set that was stopped goes on.
 SEED ?= 0
 RUNS ?= 300
+PROCESSES ?= 2
+RESULTS ?=
 simulate: setup-test
-	$(BIN)/python -m tests.simulation.run --seed $(SEED) --runs $(RUNS)
+	$(BIN)/python -m tests.simulation.run --seed $(SEED) --runs $(RUNS) --processes $(PROCESSES) $(if $(RESULTS),--results $(RESULTS))
 
 # The slow proofs; the dated report under docs/reports is committed.
 campaign: setup-test

@@ -43,7 +43,7 @@ from gateway.pipeline import Pipeline, PipelineOptions
 from gateway.settings import QuotasSection
 from security.certificates import CertificatePaths, ensure_development_ca
 from security.crypto.keystore import KeyStore
-from security.crypto.kms import LocalFileKms
+from security.crypto.kms import KEK_FILE, LocalFileKms
 from security.errors import SecurityError
 from security.identity.chain import Chain
 from security.identity.mtls import CertificateProvider
@@ -52,7 +52,6 @@ from security.policy.quotas import Quota, Quotas, RateLimit
 from security.policy.rbac import PolicyEngine, policy_from_mapping
 
 FOLDER_MODE = 0o700
-KEK_FILE = "kek.json"
 # Beside connections: files of the log, threads, listeners.
 DESCRIPTORS_RESERVED = 1_000
 # The development certificate is renewed 30 days ahead; a node may run for longer than it is valid.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -78,6 +78,20 @@ class Client:
         if answer.status_code >= 400:
             raise _refused(answer, content)
         return _parse(answer.status_code, content, kind) if content else None
+
+    def lines(self, path: str, *, query: Mapping[str, str] | None = None, wait_s: float = ANSWER_TIMEOUT_S) -> Iterator[str]:
+        """The lines of an event stream as they come, until it ends or nothing comes for `wait_s`: then `Unreachable`."""
+        import httpx
+
+        headers = {"Accept": "text/event-stream"}
+        timeout = httpx.Timeout(wait_s, connect=CONNECT_TIMEOUT_S)
+        try:
+            with self._http.stream("GET", path, params=query, headers=headers, timeout=timeout) as answer:
+                if answer.status_code >= 400:
+                    raise _refused(answer, _read_whole(answer))
+                yield from answer.iter_lines()
+        except httpx.TransportError as error:
+            raise unreachable(self.connection, error) from None
 
     def publish(self, topic: str, body: bytes, acks: str) -> list[dict[str, Any]]:
         """One atomic append of the NDJSON record objects in `body`; the receipts in their order."""

@@ -19,6 +19,11 @@ VERBS = {
     "publish": ("gateway.cli.publish", "Publish records to an address."),
     "subscribe": ("gateway.cli.subscribe", "Show the records of an address as they arrive."),
     "tokens": ("gateway.cli.tokens", "Create, list and revoke access tokens."),
+    "keys": ("gateway.cli.keys", "Look after the keys of a node on this machine."),
+    "check": ("gateway.cli.check", "Send a record through a running node, in and out by every protocol."),
+    "load": ("gateway.cli.load", "Publish at a fixed rate, and show the latency of acknowledgements."),
+    "doctor": ("gateway.cli.doctor", "Examine configuration, ports, certificates, keys, disk, clock and listeners."),
+    "completion": ("gateway.cli.completion", "Print the completion script of a shell."),
     "demo": ("gateway.cli.demo", "Stream this machine's readings, then look for them on the disk."),
 }
 

@@ -38,7 +38,7 @@ def serve(home: Path | None, config_file: Path | None, settings: tuple[str, ...]
     sprawl serve --home .sprawl
     sprawl serve --set listeners.http.port=9443 --set log.durability=os
     """
-    config = _load(home, config_file, settings, on_screen=sys.stderr.isatty() and not print_config)
+    config = load_config(home, config_file, settings, on_screen=sys.stderr.isatty() and not print_config)
     if print_config:
         from gateway.config import dump
 
@@ -89,8 +89,11 @@ def _stop(loop: asyncio.AbstractEventLoop, stopping: asyncio.Event) -> None:
         click.echo("\nstopping: finishing what was accepted")
 
 
-def _load(home: Path | None, config_file: Path | None, settings: tuple[str, ...], *, on_screen: bool) -> Config:
-    """`on_screen`: the log goes to a terminal, where only what somebody must act on is shown, unless a level was asked for."""
+def load_config(home: Path | None, config_file: Path | None, settings: tuple[str, ...], *, on_screen: bool = False) -> Config:
+    """What the flags of `serve` make together.
+
+    `on_screen`: the log goes to a terminal, where only what somebody must act on is shown, unless a level was asked for.
+    """
     from gateway.config import ConfigProblem, load
     from security.policy.mapping import PolicyInvalid
 

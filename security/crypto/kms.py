@@ -26,6 +26,9 @@ from security.crypto.envelope import KEY_BYTES, Cipher, Secret, unwrap_key, wrap
 from security.errors import KeyFileBusy, KeyFileDamaged, KeyFileExists, KeyFormatUnsupported, KeyMissing
 from security.files import PRIVATE_MODE, create_file, read_private, replace_file
 
+KEK_FILE = "kek.json"
+"""Name of the key-encryption key's file in a node's folder of keys."""
+
 FORMAT = "sprawl-keks"
 VERSION = 1
 KEK_ID_RANDOM_BYTES = 4

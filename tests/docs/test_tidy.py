@@ -203,16 +203,23 @@ def test_every_verb_a_paper_names_is_in_the_makefile(paper: str) -> None:
     assert named
 
 
-def test_every_change_note_is_of_a_known_type() -> None:
-    types = {"Breaking", "Added", "Changed", "Fixed", "Security"}
-    notes = sorted((ROOT / "docs" / "changes").glob("[0-9]*.md"))
-    assert notes
-    for note in notes:
-        headings = set(re.findall(r"^## (.+)$", note.read_text(), flags=re.MULTILINE))
-        assert headings, note.name
-        assert headings <= types, note.name
-
-
 def test_decisions_are_numbered_without_a_gap() -> None:
     numbers = sorted(int(path.name[:4]) for path in (ROOT / "docs" / "decisions").glob("[0-9]*.md"))
     assert numbers == list(range(1, len(numbers) + 1))
+
+
+SCREEN_LINES = 60
+
+
+def test_every_top_level_folder_says_on_one_screen_what_it_is() -> None:
+    folders = {path.relative_to(ROOT).parts[0] for path in files() if len(path.relative_to(ROOT).parts) > 1}
+    shown = sorted(folder for folder in folders if not folder.startswith("."))
+    assert {"gateway", "broker", "security", "tests", "docs", "bench"} <= set(shown)
+    for folder in shown:
+        paper = ROOT / folder / "README.md"
+        assert paper.exists(), f"{folder} has no README.md"
+        text = paper.read_text()
+        assert len(text.splitlines()) <= SCREEN_LINES, paper
+        tables = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+        named = [name for cell in tables for name in re.findall(r"`([\w/.]+)`", cell)]
+        assert [name for name in named if not (ROOT / folder / name).exists()] == [], paper
