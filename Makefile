@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 NODE   := .sprawl
 
-.PHONY: setup setup-test run demo test lint types format docs bench simulate campaign lock clean
+.PHONY: setup setup-test setup-fuzz run demo test lint types format docs bench simulate fuzz campaign lock clean
 
 setup: $(VENV)/.run
 setup-test: $(VENV)/.test
@@ -18,6 +18,10 @@ $(VENV)/.run: requirements/run.lock pyproject.toml
 $(VENV)/.test: $(VENV)/.run requirements/test.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/test.lock
 	@touch $@
+
+# atheris has wheels for some Pythons only, so it is not among what the everyday tests need.
+setup-fuzz: setup-test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/fuzz.lock
 
 run: setup
 	$(BIN)/sprawl serve --home $(NODE)
@@ -53,6 +57,8 @@ lock:
 		--group build pyproject.toml -o requirements/run.lock
 	$(VENV)-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 		--group build --group test --group lint --group docs pyproject.toml -o requirements/test.lock
+	$(VENV)-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+		--group fuzz -o requirements/fuzz.lock
 	rm -rf $(VENV)-lock
 
 clean:
@@ -69,6 +75,11 @@ RESULTS ?=
 simulate: setup-test
 	$(BIN)/python -m tests.simulation.run --seed $(SEED) --runs $(RUNS) --processes $(PROCESSES) $(if $(RESULTS),--results $(RESULTS))
 
+# Ten minutes for each parser; build/fuzz keeps what was learnt, so that a stopped one goes on.
+SECONDS_EACH ?= 600
+fuzz: setup-fuzz
+	$(BIN)/python -m tests.fuzz.campaign --seconds $(SECONDS_EACH)
+
 # The slow proofs; the dated report under docs/reports is committed.
-campaign: setup-test
+campaign: setup-fuzz
 	$(BIN)/python -m tests.campaign

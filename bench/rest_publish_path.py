@@ -2,11 +2,11 @@
 
     python bench/rest_publish_path.py [--records 100] [--requests 1600] [--folder /tmp]
 
-The ASGI application, pipeline and embedded engine run as in a node (sealed, durability fsync); `receive` and `send` are
-functions, so HTTP parsing and TLS are not in the figures. `total` is CPU time of the whole process, the commit thread included,
-over concurrent requests, in many short rounds of which the fastest counts: other work on the machine only adds. The stages
-are timed one by one on the same records, warm; what they leave of the total is ASGI, the pipeline's steps, the engine's append
-with sealing, and what everything costs more when eight requests share the processor's caches.
+The application's direct path, pipeline and embedded engine run as in a node (sealed, durability fsync); with `--asgi` the ASGI
+way, `receive` and `send` being functions. HTTP parsing and TLS are not in the figures. `total` is CPU time of the whole process,
+the commit thread included, over concurrent requests, in many short rounds of which the fastest counts: other work on the machine
+only adds. The stages are timed one by one on the same records, warm; what they leave of the total is the pipeline's steps, the
+engine's append with sealing, and what everything costs more when eight requests share the processor's caches.
 """
 
 from __future__ import annotations
@@ -25,19 +25,18 @@ from typing import Any
 import uuid_utils
 import uvloop
 
-from broker.batch import build
-from broker.broker import Broker, BrokerOptions
+from broker.broker import Broker, BrokerOptions, _places
+from broker.columns import Columns
+from broker.engine.base import Appended
 from broker.engine.embedded import EmbeddedEngine
 from broker.log.keystore_blob import KeyStoreBlob
 from broker.machine import MachineClock, MachineDisk, MachineSeams
-from gateway.endpoints.exchange import encode
-from gateway.endpoints.publish import Published
-from gateway.endpoints.records_json import decode_records, to_incoming
+from gateway.endpoints.records_json import read_records
 from gateway.endpoints.rest import RestApp
 from gateway.endpoints.rest_options import RestOptions, SseOptions
 from gateway.observe.audit import AuditLog
 from gateway.observe.metrics import Metrics
-from gateway.pipeline import Pipeline, PipelineOptions, Receipt
+from gateway.pipeline import ColumnReceipts, Pipeline, PipelineOptions
 from gateway.settings import Listener
 from security.crypto.keystore import KeyStore
 from security.crypto.kms import LocalFileKms
@@ -93,9 +92,22 @@ class Node:
             PipelineOptions(),
         )
         self.app = RestApp(pipeline, metrics, RestOptions(), SseOptions(), store)
-        self.listener = Listener(port=0, plain=True)
+        self.connection = {"peer": "127.0.0.1:1", "client_certificate": None, "listener": Listener(port=0)}
+        headers = [(b"authorization", f"Bearer {self.token}".encode()), (b"content-type", b"application/x-ndjson")]
+        prepared = self.app.direct.prepare(b"POST", b"/v1/topics/bench/records", headers, self.connection)
+        assert prepared is not None
+        self.prepared = prepared
+        self.post = self.post_direct
 
-    async def post(self, body: bytes) -> None:
+    async def post_direct(self, body: bytes) -> None:
+        """One request with a head that was seen before; fails unless it is answered with 200."""
+        await self.prepared.answer(body, self.reply)
+
+    def reply(self, status: int, media_type: bytes, body: bytes, headers: object, id: str) -> None:
+        if status != 200:
+            raise SystemExit(f"the request failed: {body.decode()}")
+
+    async def post_asgi(self, body: bytes) -> None:
         """One request; fails unless it is answered with 200."""
         scope = {
             "type": "http",
@@ -109,7 +121,7 @@ class Node:
                 (b"content-type", b"application/x-ndjson"),
                 (b"content-length", b"%d" % len(body)),
             ],
-            "extensions": {"sprawl": {"peer": "127.0.0.1:1", "client_certificate": None, "listener": self.listener}},
+            "extensions": {"sprawl": self.connection},
         }
 
         async def receive() -> MutableMapping[str, Any]:
@@ -134,24 +146,29 @@ class Node:
 
 
 async def stages(node: Node, body: bytes, records: int) -> dict[str, float]:
-    members = decode_records(body, lines=True, records_max=10_000)
+    def read() -> Columns:
+        columns = read_records(body, lines=True, records_max=10_000)
+        assert isinstance(columns, Columns)
+        return columns
+
     topic = node.broker.topic("bench")
-    incoming = to_incoming(members)
-    drafts = node.broker._complete(topic, incoming)
-    receipts = [Receipt(str(one.message_id), "bench", 1, 17) for one in incoming]
+    columns = read()
+    partitions, appends = node.broker._column_batches(topic, columns)
+    landed = [Appended("bench", append.partition, 17, 100, 1, 1) for append in appends]
+    receipts = ColumnReceipts("bench", columns.ids, _places(partitions, landed), durable=True)
+    decode = best_us(read, records)
     return {
-        "decode": best_us(lambda: decode_records(body, lines=True, records_max=10_000), records),
-        "to incoming": best_us(lambda: to_incoming(members), records),
-        "ids, partitions": best_us(lambda: node.broker._complete(topic, to_incoming(members)), records)
-        - best_us(lambda: to_incoming(members), records),
-        "build batches": best_us(lambda: [build(of_one) for of_one in drafts.values()], records),
-        "receipts": best_us(lambda: [Receipt(str(one.message_id), "bench", 1, 17) for one in incoming], records),
-        "encode answer": best_us(lambda: encode(Published(receipts)), records),
+        "decode": decode,
+        "build batches": best_us(lambda: node.broker._column_batches(topic, read()), records) - decode,
+        "places": best_us(lambda: _places(partitions, landed), records),
+        "answer": best_us(receipts.json, records),
     }
 
 
-async def run(folder: Path, records: int, requests: int) -> bool:
+async def run(folder: Path, records: int, requests: int, asgi: bool) -> bool:
     node = Node(folder)
+    if asgi:
+        node.post = node.post_asgi
     await node.engine.start()
     body = ndjson(records)
     await node.load(body, 20, 1)
@@ -174,7 +191,6 @@ async def run(folder: Path, records: int, requests: int) -> bool:
     print(f"  {'total':18} {total:6.2f}   budget {BUDGET_US}: {'MET' if total <= BUDGET_US else 'MISSED'}")
     met = min(singles) <= BUDGET_SINGLE_US
     verdict = "MET" if met else "MISSED"
-    verdict = "MET" if met else "MISSED"
     print(f"one record a request {min(singles):6.1f}   budget with HTTP and TLS {BUDGET_SINGLE_US}: {verdict} so far")
     return total <= BUDGET_US and met
 
@@ -184,9 +200,10 @@ def main() -> int:
     parser.add_argument("--records", type=int, default=100)
     parser.add_argument("--requests", type=int, default=1_600)
     parser.add_argument("--folder", help="where the log is written; on the disk to be measured")
+    parser.add_argument("--asgi", action="store_true")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        return 0 if uvloop.run(run(Path(folder), arguments.records, arguments.requests)) else 1
+        return 0 if uvloop.run(run(Path(folder), arguments.records, arguments.requests, arguments.asgi)) else 1
 
 
 if __name__ == "__main__":

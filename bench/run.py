@@ -39,6 +39,8 @@ BUDGETS = [
         "x",
     ),
     Budget("sealing: share of append throughput", lambda r: 100 * r["append"]["sealing_cost"], 10, False, "%"),
+    Budget("recovery of one journal of 1 GiB in batches of 64 KiB", lambda r: r["recovery"]["cpu_s"], 3, False, "s CPU"),
+    Budget("sealing: share of sequential read throughput", lambda r: 100 * r["sequential_read"]["price"], 10, False, "%"),
     Budget(
         "REST publish, 100 records a request (NDJSON)",
         lambda r: r["rest"]["ndjson_100"]["cpu_us_a_record"],
@@ -86,6 +88,10 @@ def main() -> None:
     chosen = parser.parse_args()
     results = {
         "append": run("append.py", "--mib", "128" if chosen.quick else "1024", "--rounds", "1" if chosen.quick else "3"),
+        "recovery": run("recovery.py", "--mib", "128" if chosen.quick else "1024"),
+        "sequential_read": run("sequential_read.py", "--mib", "64" if chosen.quick else "512"),
+        "cold_reader": run("cold_reader.py", "--gib", "0.125" if chosen.quick else "2"),
+        "key_index": run("key_index.py", "--mib", "16" if chosen.quick else "128"),
         "rest": run("rest.py", "--seconds", "1" if chosen.quick else "5"),
         "websocket": run("websocket_fanout.py", "--seconds", "1" if chosen.quick else "3"),
     }

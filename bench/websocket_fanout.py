@@ -1,12 +1,18 @@
-"""WebSocket fan-out: server CPU of one record delivered to 500 subscribers, beside the `websockets` library in the same run.
+"""Fan-out: server CPU of one record delivered to 500 subscribers, beside gorilla/websocket and `websockets` in the same run.
 
-    python bench/websocket_fanout.py [--seconds 3] [--subscribers 500]
+    python bench/websocket_fanout.py [--seconds 3] [--subscribers 500] [--rounds 2] [--ways plain,gorilla]
 
-Sprawl (a node of its own, plain and with TLS; records are sealed and durable, the publish is included) and a server that does
-nothing but `websockets.broadcast` take turns. Records of 200 B are published over one connection, with 8 outstanding ("burst":
-several broadcasts share a write) and one by one ("single": each is with everybody before the next; then the kernel's share, a
-system call and a wake-up for every delivery, is most of it). CPU time is the process's, read from the system. In the prototypes,
-plain and in bursts, the library took 14.6 us a delivery, Go's gorilla with prepared messages 6.2. Prints one JSON object.
+Sprawl (records are sealed and durable, the publish is included) and servers that do nothing but the conversation take turns:
+
+    plain, tls      sub-protocol sprawl.v1.json, a node each
+    msgpack         sprawl.v1.msgpack, at the plain node
+    sse             Server-Sent Events at the plain node
+    gorilla         Go, prepared messages (bench/peers/websocket, built here; left out by name where there is no Go)
+    websockets      Python's `websockets.broadcast`
+
+Records of 200 B are published over one connection, with 8 outstanding ("burst": several broadcasts share a write) and one by one
+("single": each is with everybody before the next; then the kernel's share, a system call and a wake-up for every delivery, is
+most of it). CPU time is the process's, read from the system; of several rounds the median. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -18,6 +24,7 @@ import os
 import shutil
 import signal
 import ssl
+import statistics
 import struct
 import subprocess
 import sys
@@ -34,9 +41,13 @@ from websockets.asyncio.server import broadcast, serve
 from gateway.cli.profile import load_profile
 
 GOAL_US = 7.0
+SSE_GOAL_US = 40.0
+"""Each stream is an ASGI response with a feed of its own; encoding is shared, authorising and writing are not."""
+HERE = Path(__file__).parent
+PEERS = HERE.parent / "build" / "peers"
 OUTSTANDING = {"burst": 8, "single": 1}
 VALUE_BYTES = 200
-RECORD_MARK = b'"offset":'  # once in each record
+MARK = "@#@#"  # once in each record, whatever carries it
 ACK_MARK = b'{"op":"ack"'
 
 
@@ -62,6 +73,16 @@ class Server:
     def stop(self) -> None:
         self._process.send_signal(signal.SIGTERM)
         self._process.wait(30)
+
+
+def build_gorilla() -> Path | None:
+    """None without Go."""
+    if shutil.which("go") is None:
+        return None
+    binary = PEERS / "websocket"
+    PEERS.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["go", "build", "-trimpath", "-o", str(binary), "."], cwd=HERE / "peers" / "websocket", check=True)
+    return binary
 
 
 class Node(Server):
@@ -90,7 +111,15 @@ async def serve_peer() -> None:
                 subscribers.add(connection)
                 await connection.send('{"op":"subscribed"}')
                 continue
-            record = {"id": str(uuid7()), "topic": "bench", "partition": 0, "offset": 1, "key": "k", "text": operation["text"]}
+            record = {
+                "id": str(uuid7()),
+                "topic": "bench",
+                "partition": 0,
+                "offset": 1,
+                "key": "k",
+                "text": operation["text"],
+                "headers": {"content-type": "text/plain; charset=utf-8"},
+            }
             broadcast(subscribers, json.dumps({"op": "records", "sub": "bench", "cursor": "1-0", "records": [record]}))
             await connection.send('{"op":"ack"}')
         subscribers.discard(connection)
@@ -135,28 +164,61 @@ class Client(asyncio.Protocol):
         size = bytes([0x80 | len(payload)]) if len(payload) < 126 else struct.pack("!BH", 0xFE, len(payload))
         self.transport.write(b"\x81" + size + bytes(4) + payload)
 
+    def say_bytes(self, payload: bytes) -> None:
+        assert len(payload) < 126
+        self.transport.write(bytes([0x82, 0x80 | len(payload)]) + bytes(4) + payload)
 
-async def connect(node: Server, mark: bytes, heard: Any) -> Client:
+
+async def open_client(node: Server, mark: bytes, heard: Any, kind: type[Client] = Client) -> Client:
     host, port = node.url.split("//")[1].split("/")[0].split(":")
     loop = asyncio.get_running_loop()
-    _, client = await loop.create_connection(lambda: Client(mark, heard), host, int(port), ssl=node.context)
+    _, client = await loop.create_connection(lambda: kind(mark, heard), host, int(port), ssl=node.context)
+    return client
+
+
+async def connect(
+    node: Server, mark: bytes, heard: Any, subprotocol: str = "sprawl.v1.json", kind: type[Client] = Client
+) -> Client:
+    client = await open_client(node, mark, heard, kind)
     client.transport.write(
         b"GET /v1/ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
+        b"Sec-WebSocket-Protocol: " + subprotocol.encode() + b"\r\n"
         b"Authorization: Bearer " + node.token.encode() + b"\r\n\r\n"
     )
-    await client.hear(b'"op":"ready"')
+    await client.hear(b"ready")
+    return client
+
+
+async def subscribe(node: Server, way: str, heard: Any) -> Client:
+    mark = MARK.encode()
+    if way == "sse":
+        client = await open_client(node, mark, heard)
+        client.transport.write(
+            b"GET /v1/topics/bench/events HTTP/1.1\r\nHost: localhost\r\n"
+            b"Authorization: Bearer " + node.token.encode() + b"\r\n\r\n"
+        )
+        await client.hear(b"id: ")
+    elif way == "msgpack":
+        client = await connect(node, mark, heard, "sprawl.v1.msgpack")
+        client.say_bytes(b"\x82\xa2op\xa9subscribe\xa7address\xa5bench")
+        await client.hear(b"subscribed")
+    else:
+        client = await connect(node, mark, heard)
+        client.say({"op": "subscribe", "address": "bench"})
+        await client.hear(b'"op":"subscribed"')
     return client
 
 
 class Fanout:
     """One publisher, many subscribers of one topic."""
 
-    def __init__(self, node: Server, subscribers: int, outstanding: int) -> None:
-        self._node, self._subscribers, self._outstanding = node, subscribers, outstanding
+    def __init__(self, node: Server, way: str, subscribers: int, outstanding: int) -> None:
+        self._node, self._way, self._subscribers, self._outstanding = node, way, subscribers, outstanding
         self.published = self.delivered = 0
         self._until = 0.0
-        self._value = os.urandom(VALUE_BYTES // 2).hex()
+        self._value = MARK + os.urandom(VALUE_BYTES // 2).hex()[len(MARK) :]
+        self._clients: list[Client] = []
         self._done = asyncio.Event()
         self._publisher: Client
 
@@ -165,9 +227,12 @@ class Fanout:
         self._publisher.say({"op": "publish", "address": "bench/k", "text": "the topic is made"})
         await self._publisher.hear(ACK_MARK)
         for _ in range(self._subscribers):
-            client = await connect(self._node, RECORD_MARK, self._heard)
-            client.say({"op": "subscribe", "address": "bench"})
-            await client.hear(b'"op":"subscribed"')
+            self._clients.append(await subscribe(self._node, self._way, self._heard))
+
+    async def stop(self) -> None:
+        for client in (self._publisher, *self._clients):
+            client.transport.abort()
+        await asyncio.sleep(0.2)
 
     async def run(self, seconds: float) -> None:
         self.published = self.delivered = 0
@@ -190,14 +255,15 @@ class Fanout:
             self._go_on()
 
 
-async def measure(node: Server, subscribers: int, outstanding: int, seconds: float) -> dict[str, float]:
-    fanout = Fanout(node, subscribers, outstanding)
+async def measure(node: Server, way: str, subscribers: int, outstanding: int, seconds: float) -> dict[str, float]:
+    fanout = Fanout(node, way, subscribers, outstanding)
     await fanout.start()
     await fanout.run(min(1.0, seconds))
     cpu, start = node.cpu_seconds(), time.perf_counter()
     await fanout.run(seconds)
     spent, took = node.cpu_seconds() - cpu, time.perf_counter() - start
     deliveries = fanout.delivered
+    await fanout.stop()
     return {"cpu_us_a_delivery": spent / deliveries * 1e6, "deliveries_s": deliveries / took, "deliveries": deliveries}
 
 
@@ -205,30 +271,60 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--subscribers", type=int, default=500)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--ways", default="plain,gorilla,msgpack,tls,sse,websockets")
     parser.add_argument("--peer", action="store_true", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.peer:
         uvloop.run(serve_peer())
         return
+    print(json.dumps(run(chosen.ways.split(","), chosen.subscribers, chosen.rounds, chosen.seconds)))
+
+
+def run(ways: list[str], subscribers: int, rounds: int, seconds: float) -> dict[str, Any]:
     homes = [Path(tempfile.mkdtemp(prefix="sprawl-bench-")) for _ in range(2)]
+    results: dict[str, Any] = {
+        "subscribers": subscribers,
+        "value_bytes": VALUE_BYTES,
+        "goal_us": GOAL_US,
+        "sse_goal_us": SSE_GOAL_US,
+    }
+    gorilla = build_gorilla() if "gorilla" in ways else None
+    started: list[Server] = []
     servers: dict[str, Server] = {}
-    results: dict[str, Any] = {"subscribers": chosen.subscribers, "value_bytes": VALUE_BYTES, "goal_us": GOAL_US}
     try:
-        servers["plain"] = Node(homes[0], plain=True)
-        servers["peer"] = Server([sys.executable, __file__, "--peer"])
-        servers["tls"] = Node(homes[1], plain=False)
+        for way in ways:
+            if way == "gorilla" and gorilla is None:
+                print("no Go here: gorilla/websocket is left out", file=sys.stderr)
+                continue
+            if way in ("plain", "msgpack", "sse"):
+                shared = next((server for server in started if isinstance(server, Node) and server.context is None), None)
+                server = shared or Node(homes[0], plain=True)
+            elif way == "tls":
+                server = Node(homes[1], plain=False)
+            else:
+                server = Server([str(gorilla)] if way == "gorilla" else [sys.executable, __file__, "--peer"])
+            started.append(server)
+            servers[way] = server
         for name, outstanding in OUTSTANDING.items():
-            for way, server in servers.items():
-                results[f"{way}_{name}"] = uvloop.run(measure(server, chosen.subscribers, outstanding, chosen.seconds))
-            for way in ("plain", "tls"):
-                ratio = results[f"{way}_{name}"]["cpu_us_a_delivery"] / results[f"peer_{name}"]["cpu_us_a_delivery"]
-                results[f"{way}_{name}"]["of_peer"] = ratio
+            found: dict[str, list[dict[str, float]]] = {way: [] for way in servers}
+            for _ in range(rounds):
+                for way, server in servers.items():
+                    found[way].append(uvloop.run(measure(server, way, subscribers, outstanding, seconds)))
+            for way, measured in found.items():
+                results[f"{way}_{name}"] = {
+                    figure: statistics.median([one[figure] for one in measured]) for figure in measured[0]
+                }
+            for peer in {"gorilla", "websockets"} & set(servers):
+                theirs = results[f"{peer}_{name}"]["cpu_us_a_delivery"]
+                for way in set(servers) - {"gorilla", "websockets"}:
+                    results[f"{way}_{name}"][f"of_{peer}"] = results[f"{way}_{name}"]["cpu_us_a_delivery"] / theirs
     finally:
-        for server in servers.values():
+        for server in dict.fromkeys(started):
             server.stop()
         for home in homes:
             shutil.rmtree(home)
-    print(json.dumps(results))
+    return results
 
 
 if __name__ == "__main__":

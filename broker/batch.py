@@ -54,6 +54,7 @@ __all__ = [
     "RawRecord",
     "build",
     "cut",
+    "encode_headers_after_id",
     "keys",
     "max_timestamp",
     "offset_of_timestamp",
@@ -292,13 +293,13 @@ def keys(batch: Buffer, decompressed_bytes_max: int = DECOMPRESSED_BYTES_MAX) ->
 
 
 def offset_of_timestamp(
-    batch: Buffer, timestamp_ms: int, decompressed_bytes_max: int = DECOMPRESSED_BYTES_MAX
+    batch: Buffer, timestamp_ms: int, first_offset: int = 0, *, decompressed_bytes_max: int = DECOMPRESSED_BYTES_MAX
 ) -> tuple[int, int] | None:
-    """Offset and timestamp of the first record at or after `timestamp_ms`; None if there is none."""
+    """Offset and timestamp of the first record from `first_offset` on at or after `timestamp_ms`; None if there is none."""
     if max_timestamp(batch) < timestamp_ms:
         return None
     for offset, found_ms, *_ in walk_raw(batch, decompressed_bytes_max):
-        if found_ms >= timestamp_ms:
+        if found_ms >= timestamp_ms and offset >= first_offset:
             return offset, found_ms
     return None
 
@@ -371,6 +372,11 @@ def _offset_deltas() -> Iterator[bytes]:
 
 def _encode_headers(headers: Headers) -> bytes:
     return _encode_length(len(headers)) + _encode_pairs(headers)
+
+
+def encode_headers_after_id(headers: Headers) -> tuple[bytes, bytes]:
+    """What stands before and after the 36 characters of a message id, in the headers of a record that has these besides."""
+    return _encode_length(len(headers) + 1) + _MESSAGE_ID_FOLLOWS, _encode_pairs(headers)
 
 
 def _encode_pairs(headers: Headers) -> bytes:

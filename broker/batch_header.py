@@ -159,6 +159,16 @@ def assemble(header: BatchHeader, stored: bytes) -> bytes:
     return b"".join((outside, checked, stored))
 
 
+def assemble_new(stored: bytes, attributes: int, count: int, base_ms: int, newest_ms: int) -> bytes:
+    """A batch without a producer around its records section, with no header object between."""
+    size = HEADER_BYTES + len(stored)
+    if size > BATCH_BYTES_MAX:
+        raise BatchTooLarge("record batch", size, "BATCH_BYTES_MAX", BATCH_BYTES_MAX)
+    checked = _CHECKED.pack(attributes, count - 1, base_ms, newest_ms, -1, -1, -1, count)
+    crc = crc32c.crc32c(stored, crc32c.crc32c(checked))
+    return b"".join((_OUTSIDE_CHECKSUM.pack(0, size - _LENGTH_END, 0, MAGIC, crc), checked, stored))
+
+
 def with_base_offset(batch: Buffer, base_offset: int, leader_epoch: int = 0) -> bytes:
     """The batch at its place in the log. Both fields lie outside the checksum, so the rest is copied as it is."""
     view = memoryview(batch)

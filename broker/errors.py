@@ -7,11 +7,19 @@ BrokerError
 │   ├── TopicExists             create of a name in use
 │   ├── IllegalTopicName        not a Kafka-legal name
 │   └── InvalidConfig           an unknown topic config, or a value out of its range
+│       └── PartitionsRefused       a number of partitions that this topic, or this node, cannot have
 ├── OffsetOutOfRange            below the log start or above the high watermark
 ├── RecordTooLarge              one record or batch above its limit
+├── IdempotencyProblem          about the key that a publish is to happen once by
+│   ├── IdempotencyKeyReused        another publication came with this key before
+│   ├── IdempotencyKeyInUse         the first publish with this key is under way
+│   ├── IdempotentTooLarge          more records than the answer of one publish is kept for
+│   └── IdempotencyKeysFull         no more keys are remembered
 ├── BatchRefused                a batch that contradicts itself (see broker/batch_errors.py for the reasons)
 ├── Unavailable
 │   ├── Overloaded              the append queue is at its bound: retry later
+│   ├── StateFull               keyed state is at its bound: entries must go before others come
+│   ├── DiskFull                no space for appends: reads and deletes go on
 │   ├── DiskFailed              the disk refused a read, or a write that changed nothing
 │   ├── AppendUnknown           a write or sync failed: the outcome is not known, retry with the same message id
 │   └── Closed                  the engine is stopping or stopped
@@ -67,6 +75,11 @@ class InvalidConfig(TopicProblem):
         super().__init__(f"config {config!r} of topic {topic!r}: {reason}")
 
 
+class PartitionsRefused(InvalidConfig):
+    def __init__(self, topic: str, reason: str) -> None:
+        super().__init__(topic, "partitions", reason)
+
+
 class OffsetOutOfRange(BrokerError):
     def __init__(self, topic: str, partition: int, offset: int, log_start: int, high_watermark: int) -> None:
         self.topic, self.partition, self.offset = topic, partition, offset
@@ -96,6 +109,50 @@ class Overloaded(Unavailable):
     def __init__(self, queue: str, limit: int, retry_after_ms: int) -> None:
         self.queue, self.limit, self.retry_after_ms = queue, limit, retry_after_ms
         super().__init__(f"{queue} is full ({limit}); retry in {retry_after_ms} ms")
+
+
+class IdempotencyProblem(BrokerError):
+    """Nothing was stored. No message repeats the key: it is the caller's data."""
+
+
+class IdempotencyKeyReused(IdempotencyProblem):
+    def __init__(self) -> None:
+        super().__init__("the idempotency key was used for another publication on this topic; take a new key for new records")
+
+
+class IdempotencyKeyInUse(IdempotencyProblem):
+    def __init__(self, retry_after_ms: int) -> None:
+        self.retry_after_ms = retry_after_ms
+        super().__init__("the first publish with this idempotency key is under way; repeat the request in a moment")
+
+
+class IdempotentTooLarge(IdempotencyProblem):
+    def __init__(self, records: int, limit: int) -> None:
+        self.records, self.limit = records, limit
+        super().__init__(f"{records} records, where idempotency.records_max allows {limit} in a publish with an idempotency key")
+
+
+class IdempotencyKeysFull(IdempotencyProblem):
+    def __init__(self, limit_name: str, limit: int, retry_after_ms: int) -> None:
+        self.limit_name, self.limit, self.retry_after_ms = limit_name, limit, retry_after_ms
+        super().__init__(f"{limit_name} ({limit}) is reached: no new idempotency key until the window of an old one is over")
+
+
+class StateFull(Unavailable):
+    def __init__(self, limit_name: str, limit: int) -> None:
+        self.limit_name, self.limit = limit_name, limit
+        super().__init__(f"the node keeps no more state: {limit_name} ({limit}) is reached; let old entries expire, or raise it")
+
+
+class DiskFull(Unavailable):
+    """`free_bytes` as the disk says, `needed_bytes` as `reserve_bytes` asks for; appends go on by themselves above it."""
+
+    def __init__(self, free_bytes: int, needed_bytes: int) -> None:
+        self.free_bytes, self.needed_bytes = free_bytes, needed_bytes
+        super().__init__(
+            f"the disk is full ({free_bytes} bytes free, {needed_bytes} needed): nothing is appended until there is space; "
+            "reads go on, and deleting topics or records and shorter retention give space back"
+        )
 
 
 class DiskFailed(Unavailable):

@@ -6,7 +6,7 @@ random, behind a counter of 42 bits: ids stay unique, and ordered by the calls o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from broker.record import new_message_id
 
@@ -18,6 +18,11 @@ _LAST = tuple([f"{number:03x}" for number in range(BLOCK_RECORDS)])
 def message_ids() -> Iterator[str]:
     """New ids without end. To be used up at once: ids of another iterator made meanwhile lie behind the whole block."""
     while True:
-        head = new_message_id()[: -len(_LAST[0])]
+        head, _ = id_block()
         for last in _LAST:
             yield head + last
+
+
+def id_block() -> tuple[str, Sequence[str]]:
+    """BLOCK_RECORDS new ids in two parts: what all begin with, and how each ends."""
+    return new_message_id()[: -len(_LAST[0])], _LAST

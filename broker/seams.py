@@ -42,6 +42,9 @@ class File(Protocol):
 
     def truncate(self, size: int) -> None: ...
 
+    def allocate(self, size: int) -> None:
+        """Blocks for the first `size` bytes, so that nobody else has them; what they hold does not matter."""
+
     def sync(self) -> None:
         """fdatasync: data and the size needed to read it are on the media when this returns."""
 

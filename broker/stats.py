@@ -21,6 +21,11 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     sealed_in_place: int
     merges: int
     merged_bytes: int
+    log_starts_moved: int
+    files_swept: int
+    bytes_swept: int
+    disk_full: int
+    disk_full_times: int
     damaged_ranges: int
     next_sequence: int
     free_disk_bytes: int

@@ -21,14 +21,22 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import click
 import msgspec
 
+from broker.delivery.consumers import ConsumerStats
+from broker.delivery.shared_scan import SharedScanStats
 from broker.stats import EngineStats
 from broker.topics.configs import RULES
 from gateway.cli.main import VERBS, main
 from gateway.config import Config, variable_of
+from gateway.endpoints.send_buffers import SendBuffersStats
 from gateway.errors import TABLE, Translation
-from gateway.observe.metrics import Metrics
+from gateway.observe.metrics import NAMESPACE, Family, Metrics
 
-PULLED: Mapping[str, type] = {"engine": EngineStats}
+PULLED: Mapping[str, type] = {
+    "engine": EngineStats,
+    "consumers": ConsumerStats,
+    "shared_scan": SharedScanStats,
+    "send_buffers": SendBuffersStats,
+}
 """What `gateway/app.py` gives to `Metrics.pull`; a test scrapes a node and finds every name on the page."""
 
 FOLDER = Path(__file__).parent / "reference"
@@ -90,11 +98,14 @@ def metrics() -> str:
         "| metric | type | labels | meaning |",
         "|---|---|---|---|",
     ]
-    for collector in _own_collectors(Metrics()):
-        described = next(iter(collector.describe()))
-        total = "_total" if described.type == "counter" else ""
-        labels = ", ".join(f"`{name}`" for name in getattr(collector, "_labelnames", ())) or ""
-        lines.append(_row(f"`{described.name}{total}`", described.type, labels, described.documentation))
+    kept = Metrics()
+    labels = {found.name: found.names for found in vars(kept).values() if isinstance(found, Family)}
+    for family in kept.registry.collect():
+        if not family.name.startswith(NAMESPACE):
+            continue
+        total = "_total" if family.type == "counter" else ""
+        told = ", ".join(f"`{name}`" for name in labels.get(family.name, ()))
+        lines.append(_row(f"`{family.name}{total}`", family.type, told, family.documentation))
     for prefix, snapshot in PULLED.items():
         documented = field_docs(snapshot)
         lines += [
@@ -189,11 +200,6 @@ def _numbers_of(snapshot: type, prefix: str) -> Iterator[str]:
             yield from _numbers_of(kind, f"{prefix}{name}_")
         elif kind in (int, float, bool):
             yield f"{prefix}{name}"
-
-
-def _own_collectors(metrics: Metrics) -> list[Any]:
-    collectors = {id(found): found for found in metrics.registry._names_to_collectors.values() if hasattr(found, "_labelnames")}
-    return list(collectors.values())
 
 
 def _commands(group: click.Command, name: str, path: str) -> Iterator[tuple[str, click.Command]]:

@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from broker.broker import Broker, BrokerOptions
+from broker.delivery.consumers import Consumers
 from broker.engine.embedded import EmbeddedEngine
 from broker.log.keystore_blob import KeyStoreBlob
 from broker.machine import MachineDisk, MachineSeams, keep_freed_memory
@@ -30,6 +31,7 @@ from gateway.config import Config
 from gateway.endpoints.node import NodeRoutes
 from gateway.endpoints.rest import RestApp
 from gateway.endpoints.rest_options import RestOptions, SseOptions
+from gateway.endpoints.send_buffers import SendBuffers
 from gateway.endpoints.websocket import make_websocket_protocol
 from gateway.endpoints.websocket_options import WebSocketOptions
 from gateway.listen.server import HttpServer, bind
@@ -42,6 +44,7 @@ from gateway.observe.metrics import Metrics
 from gateway.pipeline import Pipeline, PipelineOptions
 from gateway.settings import QuotasSection
 from security.certificates import CertificatePaths, ensure_development_ca
+from security.crypto.key_backups import KeyBackups
 from security.crypto.keystore import KeyStore
 from security.crypto.kms import KEK_FILE, LocalFileKms
 from security.errors import SecurityError
@@ -77,6 +80,8 @@ class Node:
         self.config = config
         self.metrics = Metrics()
         self.health = Health()
+        self.send_buffers = SendBuffers(config.limits.send_buffers_bytes_max)
+        self.metrics.pull("send_buffers", self.send_buffers.stats)
         self.admin_token: str | None = None
         self.addresses: dict[str, tuple[str, int]] = {}
         self._started_at = datetime.now(UTC)
@@ -129,7 +134,8 @@ class Node:
         seams = await asyncio.to_thread(MachineSeams, Path(self.config.node.data))
         self._undo.push_async_callback(asyncio.to_thread, seams.executor.close)
         keys = await asyncio.to_thread(MachineDisk, Path(self.config.node.keys))
-        self._keystore = KeyStore(KeyStoreBlob(keys), kms, os.urandom)
+        backups = KeyBackups(Path(self.config.node.keys))
+        self._keystore = KeyStore(KeyStoreBlob(keys), kms, os.urandom, backups)
         self.engine = EmbeddedEngine(seams, self._keystore, self.config.log, self._holder())
         await self.engine.start()
         self._undo.push_async_callback(self.engine.close)
@@ -168,7 +174,12 @@ class Node:
 
     def _build(self, seams: MachineSeams) -> None:
         config = self.config
-        self.broker = Broker(self.engine, seams.clock, _options(config.broker, BrokerOptions))
+        consumers = Consumers(self.engine, seams.clock, seams.random, config.delivery)
+        self._undo.push_async_callback(consumers.close)
+        self.metrics.pull("consumers", consumers.stats)
+        options = _options(config.broker, BrokerOptions)
+        self.broker = Broker(self.engine, seams.clock, options, consumers, config.shared_scan, config.idempotency)
+        self.metrics.pull("shared_scan", self.broker.shared_scans.stats)
         policy = policy_from_mapping({"roles": config.policy.roles, "bindings": config.policy.bindings})
         self.pipeline = Pipeline(
             self.broker,
@@ -187,16 +198,18 @@ class Node:
             _options(config.rest, RestOptions),
             _options(config.sse, SseOptions),
             self.tokens,
-            about_node.routes(),
-            about_node.open_routes(),
+            about_node.operations(),
+            self.send_buffers,
         )
 
     async def _listen(self) -> None:
         config, listener = self.config, self.config.listeners.http
         assert self._rest is not None
         contexts = None if listener.plain else await asyncio.to_thread(self._open_tls)
-        websocket = make_websocket_protocol(self.pipeline, self.metrics, _options(config.websocket, WebSocketOptions))
-        self._server = HttpServer(self._rest, websocket, listener, contexts, config.limits, self.metrics)
+        websocket = make_websocket_protocol(
+            self.pipeline, self.metrics, _options(config.websocket, WebSocketOptions), self.send_buffers
+        )
+        self._server = HttpServer(self._rest, websocket, listener, contexts, config.limits, self.metrics, self._rest.direct)
         listening = await asyncio.to_thread(bind, "http", listener)
         self._server.start(listening)
         self._undo.push_async_callback(self._server.drain, config.limits.drain_ms)

@@ -24,6 +24,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
+from broker.delivery.consumer_options import DeliveryOptions
+from broker.delivery.shared_scan import SharedScanOptions
+from broker.idempotency_options import IdempotencyOptions
 from broker.log.options import LogOptions
 from gateway.settings import (
     BrokerSection,
@@ -95,6 +98,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     log: LogOptions = LogOptions()
     broker: BrokerSection = BrokerSection()
     pipeline: PipelineSection = PipelineSection()
+    delivery: DeliveryOptions = DeliveryOptions()
+    shared_scan: SharedScanOptions = SharedScanOptions()
+    idempotency: IdempotencyOptions = IdempotencyOptions()
     listeners: ListenersSection = ListenersSection()
     tls: TlsSection = TlsSection()
     rest: RestSection = RestSection()

@@ -4,12 +4,17 @@ GatewayError
 ├── RequestInvalid              the request contradicts the interface
 │   ├── BodyMalformed               no UTF-8, no JSON, or not of the shape asked for
 │   ├── ParameterInvalid            a query parameter, header or path segment
-│   └── RecordInvalid               one record of the request, by its index
+│   ├── RecordInvalid               one record of the request, by its index
+│   └── EventInvalid                one attribute of a CloudEvent, by its name
 ├── BodyTooLarge
 ├── MediaTypeUnsupported
+├── ContentEncodingUnsupported
 ├── RouteUnknown
 ├── MethodNotAllowed
+├── OriginRefused               a page of another origin
 ├── NoRecord                    nothing is stored at this address
+├── NoDeadLetter                no dead letter at this place
+├── NotDeadLetters              no dead-letter topic, so nothing is purged
 ├── Busy                        a bound on work at the same time is reached: retry later
 ├── Draining                    the node is stopping: what waits is ended
 └── ClientGone                  nobody is left to answer
@@ -28,7 +33,9 @@ import msgspec
 
 from broker import batch_errors as batch
 from broker import errors as broker
-from broker.delivery.position import CursorAhead
+from broker.delivery import consumer_errors as consumers
+from broker.delivery.filter import FilterInvalid
+from broker.delivery.position import CursorAhead, CursorUnknown, PositionRefused
 from security import errors as security
 from security.identity.token_file import TokenStoreBusy, TokenStoreDamaged, TokenStoreFull
 from security.identity.tokens import TokenUnknown
@@ -67,6 +74,15 @@ class RecordInvalid(RequestInvalid):
         super().__init__(f"record {index} of the request: {reason}; none of the request's records was stored")
 
 
+class EventInvalid(RequestInvalid):
+    """`index` counts the events of a batch from 0; None where there is one."""
+
+    def __init__(self, attribute: str, reason: str, index: int | None = None) -> None:
+        self.attribute, self.reason, self.index = attribute[:80], reason, index
+        which = "the event's" if index is None else f"event {index} of the batch:"
+        super().__init__(f"{which} attribute {self.attribute!r}: {reason} (CloudEvents 1.0); nothing of the request was stored")
+
+
 class BodyTooLarge(GatewayError):
     """`unit` is what is counted: bytes, records, headers."""
 
@@ -81,6 +97,12 @@ class MediaTypeUnsupported(GatewayError):
         super().__init__(f"content type {media_type[:80]!r} is not understood here; send {' or '.join(supported)}")
 
 
+class ContentEncodingUnsupported(GatewayError):
+    def __init__(self, coding: str, supported: Sequence[str]) -> None:
+        self.coding, self.supported = coding[:80], tuple(supported)
+        super().__init__(f"content encoding {self.coding!r} is not understood here; send {', '.join(supported)} or none")
+
+
 class RouteUnknown(GatewayError):
     def __init__(self) -> None:
         super().__init__("there is nothing at this path; paths begin with /v1/topics, /v1/records, /v1/tokens or /v1/node")
@@ -92,12 +114,34 @@ class MethodNotAllowed(GatewayError):
         super().__init__(f"{method[:20]} is not possible here; use {', '.join(allowed)}")
 
 
+class OriginRefused(GatewayError):
+    def __init__(self, origin: str) -> None:
+        self.origin = origin[:200]
+        super().__init__(f"pages of {self.origin!r} may not call this node; add the origin to rest.origins if they should")
+
+
 class NoRecord(GatewayError):
     """Also where there are records of which the caller may see none."""
 
     def __init__(self, topic: str) -> None:
         self.topic = topic
         super().__init__(f"no record at this address of topic {topic!r}; publish one, or check the key")
+
+
+class NoDeadLetter(GatewayError):
+    """There is no dead letter at this place, or none that the caller may see."""
+
+    def __init__(self, topic: str, partition: int, offset: int) -> None:
+        self.topic, self.partition, self.offset = topic, partition, offset
+        super().__init__(f"no dead letter at {topic}/{partition}/{offset}: `sprawl dlq list {topic}` shows those that there are")
+
+
+class NotDeadLetters(GatewayError):
+    """Dead letters were to be purged of a topic to which none go."""
+
+    def __init__(self, topic: str) -> None:
+        self.topic = topic
+        super().__init__(f"topic {topic!r} is no dead-letter topic: nothing was deleted; `sprawl dlq list` shows those that are")
 
 
 class Busy(GatewayError):
@@ -161,9 +205,21 @@ TABLE: dict[type[Exception], Translation] = {
     broker.TopicExists: Translation(409, "topic-exists", "The topic exists", ("topic",)),
     broker.IllegalTopicName: Translation(400, "illegal-topic-name", "The topic name is not legal"),
     broker.InvalidConfig: Translation(400, "invalid-config", "The topic configuration is not valid", ("topic", "config")),
+    broker.PartitionsRefused: Translation(
+        409, "partitions-refused", "The number of partitions is not possible", ("topic", "config")
+    ),
     broker.OffsetOutOfRange: Translation(
         416, "offset-out-of-range", "The offset is out of range", ("topic", "partition", "offset", "log_start", "high_watermark")
     ),
+    PositionRefused: Translation(416, "position-refused", "Reading cannot begin there"),
+    consumers.ConsumerInvalid: Translation(400, "consumer-invalid", "The consumer is not valid", ("member",)),
+    consumers.ConsumerUnknown: Translation(404, "unknown-consumer", "There is no such consumer", ("name",)),
+    consumers.ConsumerConflict: Translation(409, "consumer-conflict", "The consumer is another one", ("name",)),
+    consumers.ConsumersFull: Translation(409, "consumers-full", "There are too many consumers", ("limit_name", "limit")),
+    consumers.ConsumerTakenOver: Translation(409, "consumer-taken-over", "Another connection has the consumer", ("name",)),
+    consumers.ConsumerDeleted: Translation(410, "consumer-deleted", "The consumer is gone", ("name",)),
+    FilterInvalid: Translation(400, "filter-invalid", "The filter is not valid", ("member",)),
+    CursorUnknown: Translation(416, "cursor-unknown", "There is no such place in the log", ("cursor",)),
     CursorAhead: Translation(416, "cursor-ahead", "The cursor is ahead of the log", ("cursor", "next_sequence")),
     broker.RecordTooLarge: Translation(
         413, "record-too-large", "The record is too large", ("size_bytes", "limit_name", "limit_bytes")
@@ -177,6 +233,19 @@ TABLE: dict[type[Exception], Translation] = {
     # 503 for all: the same request may succeed later, after an unknown outcome with the same message ids.
     broker.Unavailable: Translation(503, "unavailable", "Not now"),
     broker.Overloaded: Translation(503, "overloaded", "The node is overloaded", ("queue", "limit", "retry_after_ms")),
+    broker.IdempotencyProblem: Translation(409, "idempotency-problem", "Something is wrong with the idempotency key"),
+    # The IETF draft (idempotency-key-header, 2.7) has 422 for the first; 409 for both keeps to one class for "look at your key".
+    broker.IdempotencyKeyReused: Translation(409, "idempotency-key-reused", "The idempotency key was used for another request"),
+    broker.IdempotencyKeyInUse: Translation(
+        409, "idempotency-key-in-use", "The first request with this idempotency key is under way", ("retry_after_ms",)
+    ),
+    broker.IdempotentTooLarge: Translation(413, "idempotent-too-large", "Too many records for one idempotency key", ("limit",)),
+    broker.IdempotencyKeysFull: Translation(
+        503, "idempotency-keys-full", "No more idempotency keys are remembered", ("limit_name", "limit", "retry_after_ms")
+    ),
+    broker.StateFull: Translation(503, "state-full", "The node keeps no more state", ("limit_name", "limit")),
+    # 507: the server cannot store what is needed to complete the request (RFC 4918, 11.5). Retrying helps once space is made.
+    broker.DiskFull: Translation(507, "disk-full", "The node's disk is full", ("free_bytes", "needed_bytes")),
     broker.AppendUnknown: Translation(
         503,
         "append-unknown",
@@ -230,11 +299,18 @@ TABLE: dict[type[Exception], Translation] = {
     BodyMalformed: Translation(400, "body-malformed", "The body is malformed", ("where",)),
     ParameterInvalid: Translation(400, "parameter-invalid", "A parameter is not valid", ("name",)),
     RecordInvalid: Translation(400, "record-invalid", "A record is not valid", ("index",)),
+    EventInvalid: Translation(400, "event-invalid", "A CloudEvent is not valid", ("attribute", "index")),
     BodyTooLarge: Translation(413, "body-too-large", "The request is too large", ("limit_name", "limit"), TOO_BIG),
     MediaTypeUnsupported: Translation(415, "media-type-unsupported", "The content type is not understood", ("supported",)),
+    ContentEncodingUnsupported: Translation(
+        415, "content-encoding-unsupported", "The content encoding is not understood", ("supported",)
+    ),
     RouteUnknown: Translation(404, "route-unknown", "There is nothing here"),
     MethodNotAllowed: Translation(405, "method-not-allowed", "The method is not possible here", ("allowed",)),
+    OriginRefused: Translation(403, "origin-refused", "Pages of this origin may not call", ("origin",)),
     NoRecord: Translation(404, "no-record", "There is no record here", ("topic",)),
+    NoDeadLetter: Translation(404, "no-dead-letter", "There is no such dead letter", ("topic", "partition", "offset")),
+    NotDeadLetters: Translation(409, "not-dead-letters", "It is no dead-letter topic", ("topic",)),
     Busy: Translation(503, "busy", "The node is busy", ("limit_name", "limit", "retry_after_ms")),
     Draining: Translation(503, "draining", "The node is stopping", (), GOING_AWAY),
     ClientGone: Translation(499, "client-gone", "The client went away"),
@@ -285,6 +361,8 @@ def answer_headers(error: BaseException) -> list[tuple[bytes, bytes]]:
         return [(b"www-authenticate", b'Bearer realm="sprawl", error="invalid_token"')]
     if isinstance(error, MethodNotAllowed):
         return [(b"allow", ", ".join(error.allowed).encode("ascii"))]
+    if isinstance(error, ContentEncodingUnsupported):  # RFC 9110, 15.5.16: tells it from an unknown media type
+        return [(b"accept-encoding", ", ".join(error.supported).encode("ascii"))]
     if isinstance(error, Draining | broker.Closed):
         return [(b"retry-after", b"1")]
     wait_ms = getattr(error, "retry_after_ms", None)

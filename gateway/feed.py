@@ -1,19 +1,76 @@
-"""A live reader on the way out: what `Pipeline.subscribe` gives to an endpoint."""
+"""A live reader on the way out: what `Pipeline.subscribe` and `Pipeline.subscribe_filter` give to an endpoint."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
+from broker.delivery.filter import Filter
 from broker.delivery.position import Cursor
 from broker.delivery.subscription import SCAN_BYTES_MAX, Delivered, Subscription, record_bytes
-from broker.engine.base import Damage
+from broker.engine.base import Damage, Gap
 from security.policy.model import Action, Decision
 from security.policy.quotas import Quota
 from security.principal import Session
 
 if TYPE_CHECKING:
     from gateway.pipeline import Pipeline
+
+
+class Rights(Protocol):
+    """What the session may have of it. Both raise AccessDenied and IdentityProblem as soon as they hold."""
+
+    def require(self) -> None:
+        """That there is something it may have."""
+
+    def cut(self, read: list[Delivered]) -> list[Delivered]:
+        """What it may have of these, at this moment."""
+
+
+class TopicRights:
+    """Of a topic, some of its keys at least; or of one key, that key."""
+
+    def __init__(self, pipeline: Pipeline, session: Session, topic: str, key: bytes | None) -> None:
+        self._pipeline, self._session, self._topic, self._key = pipeline, session, topic, key
+
+    def require(self) -> None:
+        self._decide()
+
+    def cut(self, read: list[Delivered]) -> list[Delivered]:
+        decision = self._decide()
+        if decision.form is Decision.ALL:
+            return read
+        return [delivered for delivered in read if decision.allows(delivered.record.key)]
+
+    def _decide(self) -> Decision:
+        if self._key is not None:
+            return self._pipeline.authorise_key(self._session, self._topic, self._key)
+        return self._pipeline.authorise(self._session, Action.READ, self._topic)
+
+
+class FilterRights:
+    """Of many topics, whatever may be read of each: a topic without rights is as one that does not exist."""
+
+    def __init__(self, pipeline: Pipeline, session: Session, filter: Filter) -> None:
+        self._pipeline, self._session, self._filter = pipeline, session, filter
+        self._epoch: int | None = None
+
+    def require(self) -> None:
+        """What its roles reach is looked up once for each policy; whether the credential still holds, every time."""
+        epoch = self._pipeline.policy.epoch
+        self._pipeline.authorise_reading(self._session, self._filter.address, known=epoch == self._epoch)
+        self._epoch = epoch
+
+    def readable(self, topic: str) -> bool:
+        """Asked of every topic under each policy: no batch of a forbidden one is opened for this session."""
+        return self._pipeline.decide_reading(self._session, topic).form is not Decision.NONE
+
+    def cut(self, read: list[Delivered]) -> list[Delivered]:
+        self.require()
+        decisions = {topic: self._pipeline.decide_reading(self._session, topic) for topic in {one.topic for one in read}}
+        if all(decision.form is Decision.ALL for decision in decisions.values()):
+            return read
+        return [one for one in read if decisions[one.topic].allows(one.record.key)]
 
 
 class Feed:
@@ -23,8 +80,8 @@ class Feed:
     no more than that. What was delivered is paid for (quota bytes_out) before the next read.
     """
 
-    def __init__(self, pipeline: Pipeline, session: Session, topic: str, key: bytes | None, subscription: Subscription) -> None:
-        self._pipeline, self._session, self._topic, self._key = pipeline, session, topic, key
+    def __init__(self, pipeline: Pipeline, session: Session, rights: Rights, subscription: Subscription) -> None:
+        self._pipeline, self._session, self._rights = pipeline, session, rights
         self._subscription = subscription
         self._unpaid_bytes = 0
         self._closed = False
@@ -47,6 +104,12 @@ class Feed:
         self._subscription.damage.clear()
         return crossed
 
+    def take_gaps(self) -> list[Gap]:
+        """Ranges that retention or a deletion took before this reader came, since the last call."""
+        crossed = list(self._subscription.gaps.values())
+        self._subscription.gaps.clear()
+        return crossed
+
     async def next(self, *, bytes_max: int, records_max: int, wait_max_ms: int) -> list[Delivered]:
         """What there is, up to the bounds; waits only while there is nothing that may be delivered.
 
@@ -54,11 +117,11 @@ class Feed:
         """
         deadline_ms = self._now_ms() + wait_max_ms
         cut_bytes = 0
-        self._authorise()
+        self._rights.require()
         while await self._paid(deadline_ms):
             left_ms = max(0, deadline_ms - self._now_ms())
             read = await self._subscription.next(bytes_max=bytes_max, records_max=records_max, wait_max_ms=left_ms)
-            found = self._cut(read)
+            found = self._rights.cut(read)
             if found:
                 return self._deliver(found)
             cut_bytes += sum([record_bytes(delivered.record) for delivered in read])
@@ -74,12 +137,6 @@ class Feed:
             self._pipeline.feeds -= 1
             self._pipeline.metrics.subscriptions.labels(self._session.protocol).dec()
 
-    def _authorise(self) -> Decision:
-        """A feed of one key needs that key; a feed of the topic needs some."""
-        if self._key is not None:
-            return self._pipeline.authorise_key(self._session, self._topic, self._key)
-        return self._pipeline.authorise(self._session, Action.READ, self._topic)
-
     async def _paid(self, deadline_ms: int) -> bool:
         """Pay for what was delivered; whether that was possible before the deadline."""
         while self._unpaid_bytes:
@@ -92,12 +149,6 @@ class Feed:
                 return False
             await asyncio.sleep(min(wait_ms, left_ms) / 1_000)
         return True
-
-    def _cut(self, read: list[Delivered]) -> list[Delivered]:
-        decision = self._authorise()
-        if decision.form is Decision.ALL:
-            return read
-        return [delivered for delivered in read if decision.allows(delivered.record.key)]
 
     def _deliver(self, found: list[Delivered]) -> list[Delivered]:
         size = sum([record_bytes(delivered.record) for delivered in found])

@@ -14,27 +14,33 @@ Rights come before existence: who has no right on a topic is refused alike wheth
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Protocol, TypeAlias, overload
 
 import msgspec
 
 from broker.broker import Broker, Outgoing, Page
+from broker.columns import Columns
+from broker.delivery.consumer_options import ConsumerOptions
+from broker.delivery.consumers import ConsumerInfo
+from broker.delivery.expiry import TTL_MS_MAX
+from broker.delivery.filter import Filter
 from broker.delivery.position import AtTime, Position
 from broker.delivery.subscription import record_bytes
-from broker.engine.base import PartitionOffsets, Topic
-from broker.errors import IllegalTopicName
+from broker.engine.base import KeyCopy, PartitionOffsets, Topic
+from broker.errors import IllegalTopicName, UnknownTopic
 from broker.record import RESERVED_HEADER_PREFIX, Record, valid_message_id
 from broker.seams import Clock
 from broker.topics.addresses import legal_topic_name
+from gateway.consumer_feed import ConsumerFeed
 from gateway.errors import Busy, RecordInvalid, RequestInvalid
-from gateway.feed import Feed
+from gateway.feed import Feed, FilterRights, TopicRights
 from security.errors import AccessDenied, IdentityProblem, QuotaExceeded
 from security.identity.chain import Chain, Credential
 from security.policy.model import NODE_ACTIONS, Action, Decision, Scope
 from security.policy.quotas import Quota, Quotas
 from security.policy.rbac import PolicyEngine
-from security.principal import Session
+from security.principal import Principal, Session
 
 TIMESTAMP_MS_MAX = 253_402_300_799_999  # the last millisecond that RFC 3339 can write
 RETRY_AFTER_MS = 100  # some ten group commits
@@ -43,6 +49,7 @@ _RESERVED = RESERVED_HEADER_PREFIX.encode()
 TOPIC_CHARS_SHOWN = 249  # a name may be anything until it is found to be illegal
 
 Incoming: TypeAlias = Outgoing
+Publication: TypeAlias = Sequence[Incoming] | Columns  # what one publish brings: records, or columns of them
 PartitionStart: TypeAlias = int | Literal["earliest", "latest"] | AtTime
 
 
@@ -53,6 +60,45 @@ class Receipt(msgspec.Struct, gc=False, omit_defaults=True):
     topic: str
     partition: int
     offset: int = -1
+
+
+class ColumnReceipts(Sequence[Receipt]):
+    """The receipts of columns, made one by one only where they are asked for."""
+
+    __slots__ = ("_durable", "_head", "_lasts", "_places", "_topic")
+
+    def __init__(self, topic: str, ids: tuple[str, Sequence[str]], places: Sequence[tuple[int, int]], durable: bool) -> None:
+        self._topic, self._places, self._durable = topic, places, durable
+        self._head, self._lasts = ids
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, index: int) -> Receipt: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Receipt]: ...
+    def __getitem__(self, index: int | slice) -> Receipt | list[Receipt]:
+        if isinstance(index, slice):
+            return [self[one] for one in range(*index.indices(len(self)))]
+        partition, offset = self._places[index]
+        last = self._lasts[index % len(self._places)]  # there are more ends of ids than records
+        return Receipt(self._head + last, self._topic, partition, offset if self._durable else -1)
+
+    def json(self) -> bytes:
+        """`{"records":[...]}`. A topic that was published to has a legal name: nothing in it is escaped."""
+        begins, middle = f'{{"id":"{self._head}', f'","topic":"{self._topic}","partition":'
+        told = zip(self._lasts, self._places, strict=False)
+        if self._durable:
+            records = [f'{last}{middle}{partition},"offset":{offset}' for last, (partition, offset) in told]
+        else:
+            records = [f"{last}{middle}{partition}" for last, (partition, _) in told]
+        between = f"}},{begins}"
+        return f'{{"records":[{begins}{between.join(records)}}}]}}'.encode("ascii")
+
+
+class EarlierReceipts(list[Receipt]):
+    """Those of the publish that came first with this idempotency key: this time nothing was stored."""
 
 
 class PipelineOptions(msgspec.Struct, frozen=True):
@@ -144,37 +190,84 @@ class Pipeline:
             raise self._denied(session, Action.READ, topic, f"not this key of it: {decision.reason}")
         return decision
 
-    def admit(self, session: Session, records: Sequence[Incoming]) -> int:
+    def authorise_reading(self, session: Session, address: str, *, known: bool = False) -> None:
+        """2, for a filter over topics: that the session may read some topic at all, which may be `known` for this policy.
+
+        AccessDenied, IdentityProblem.
+        """
+        self.chain.still_valid(session.principal)
+        if not known and not self._reads_something(session.principal):
+            raise self._denied(session, Action.READ, address, "none of its roles and scopes reads any topic")
+
+    def decide_reading(self, session: Session, topic: str) -> Decision:
+        """2, for one topic of many: what may be read of it. Not audited: nobody asked for this topic by name."""
+        return self.policy.decide(session.principal, Action.READ, topic, self.clock.now_ms())
+
+    def admit(self, session: Session, records: Publication) -> int:
         """3. Charges one request and the records' bytes, which are returned. Raises QuotaExceeded, Busy."""
         if self._publishes >= self.options.publishes_max:
             raise Busy("pipeline.publishes_max", self.options.publishes_max, RETRY_AFTER_MS)
-        size = sum([len(record.value or b"") + len(record.key or b"") for record in records])
-        self.charge(session, Quota.REQUESTS, 1)
-        self.charge(session, Quota.BYTES_IN, size)
+        if isinstance(records, Columns):
+            size = records.size
+        else:
+            size = sum([len(record.value or b"") + len(record.key or b"") for record in records])
+        if not self.quotas.unlimited:
+            self.charge(session, Quota.REQUESTS, 1)
+            self.charge(session, Quota.BYTES_IN, size)
         return size
 
-    def validate(self, session: Session, topic: str, records: Sequence[Incoming], decision: Decision) -> None:
+    def validate(self, session: Session, topic: str, records: Publication, decision: Decision) -> None:
         """4. Keys, ids, timestamps and headers. Raises AccessDenied, RecordInvalid, RequestInvalid."""
+        if isinstance(records, Columns):  # never empty, without ids and timestamps of their own, with headers that edges imply
+            if decision.form is not Decision.ALL:
+                self._check_keys(session, topic, [key for key, _ in records.pairs()], decision)
+            return
         if not records:
             raise RequestInvalid("there is no record to publish")
         if decision.form is not Decision.ALL:
-            self._check_keys(session, topic, records, decision)
+            self._check_keys(session, topic, [record.key for record in records], decision)
         checked: object = ()
         for index, record in enumerate(records):
             if record.message_id is not None and not valid_message_id(record.message_id):
                 raise RecordInvalid(index, "its id is no UUIDv7 in lower case (RFC 9562); leave it out to be given one")
             if record.timestamp_ms is not None and not 0 <= record.timestamp_ms <= TIMESTAMP_MS_MAX:
                 raise RecordInvalid(index, f"its timestamp is not from 0 to {TIMESTAMP_MS_MAX}, in milliseconds since 1970")
+            if record.expires:
+                _check_expiry(index, record)
             if record.headers is not checked:  # edges share one object among records with the same headers
                 checked = record.headers
                 self._check_headers(index, record.headers)
 
-    async def append(self, session: Session, topic: str, records: Sequence[Incoming], durable: bool) -> list[tuple[int, int]]:
-        """5. Partition and offset of each, from one append; makes the topic where the principal and the options allow it."""
+    def earlier(
+        self, session: Session, topic: str, records: Publication, durable: bool, idempotency_key: str | None
+    ) -> EarlierReceipts | None:
+        """4, for a publish that is to happen once: what it came to before. IdempotencyKeyReused, IdempotencyKeyInUse."""
+        if idempotency_key is None:
+            return None
+        found = self.broker.idempotency.earlier(session.principal.name, topic, idempotency_key, records, durable)
+        if found is None:
+            return None
+        landed = zip(found.ids, found.partitions, found.offsets, strict=True)
+        return EarlierReceipts([Receipt(id, topic, partition, offset if durable else -1) for id, partition, offset in landed])
+
+    async def append(
+        self, session: Session, topic: str, records: Publication, durable: bool, idempotency_key: str | None = None
+    ) -> list[tuple[int, int]]:
+        """5. Partition and offset of each, from one append; makes the topic where the principal and the options allow it. With
+        an idempotency key it is durable in any case, the key with it."""
         create = topic not in self.broker.topics() and self._may(session, Action.CREATE, topic)
         self._publishes += 1
         try:
-            return await self.broker.publish(topic, records, durable=durable, auto_create=create)
+            if idempotency_key is None:
+                return await self.broker.publish(topic, records, durable=durable, auto_create=create)
+            return await self.broker.idempotency.once(
+                session.principal.name,
+                topic,
+                idempotency_key,
+                records,
+                durable,
+                lambda changes: self.broker.publish(topic, records, durable=True, auto_create=create, changes=changes),
+            )
         finally:
             self._publishes -= 1
 
@@ -183,10 +276,12 @@ class Pipeline:
         self._audit.record("access", session, action, resource, "allowed", "")
 
     def acknowledge(
-        self, session: Session, topic: str, records: Sequence[Incoming], places: Sequence[tuple[int, int]], durable: bool
-    ) -> list[Receipt]:
+        self, session: Session, topic: str, records: Publication, places: Sequence[tuple[int, int]], durable: bool
+    ) -> Sequence[Receipt]:
         """7. A receipt for each record, in their order; without an offset where nothing is promised."""
-        self.metrics.records_in_total.labels(session.protocol).inc(len(records))
+        self.metrics.records_in_total.labels(session.protocol).inc(len(places))
+        if isinstance(records, Columns):
+            return ColumnReceipts(topic, records.ids, places, durable)
         return [
             Receipt(record.message_id or "", topic, partition, offset if durable else -1)
             for record, (partition, offset) in zip(records, places, strict=True)
@@ -222,12 +317,27 @@ class Pipeline:
 
     # In: the seven steps, one after the other
 
-    async def publish(self, session: Session, topic: str, records: Sequence[Incoming], *, durable: bool = True) -> list[Receipt]:
-        """All records or none. Fills in their ids, timestamps and partitions."""
+    async def publish(
+        self,
+        session: Session,
+        topic: str,
+        records: Publication,
+        *,
+        durable: bool = True,
+        idempotency_key: str | None = None,
+    ) -> Sequence[Receipt]:
+        """All records or none. Fills in their ids, timestamps and partitions.
+
+        With an idempotency key that this principal used on this topic before, within `idempotency.window_ms` and for the same
+        records, nothing is stored and the earlier receipts are returned (EarlierReceipts).
+        """
         decision = self.authorise(session, Action.PUBLISH, topic)
         size = self.admit(session, records)
         self.validate(session, topic, records, decision)
-        places = await self.append(session, topic, records, durable)
+        if (receipts := self.earlier(session, topic, records, durable, idempotency_key)) is not None:
+            self.audit(session, Action.PUBLISH, topic)
+            return receipts
+        places = await self.append(session, topic, records, durable, idempotency_key)
         self.audit(session, Action.PUBLISH, topic)
         self.metrics.bytes_in_total.labels(session.protocol).inc(size)
         return self.acknowledge(session, topic, records, places, durable)
@@ -276,7 +386,80 @@ class Pipeline:
         subscription = await self.broker.subscribe(topic, key, position)
         if self.feeds >= self.options.feeds_max:
             raise Busy("pipeline.feeds_max", self.options.feeds_max, RETRY_AFTER_MS)
-        return Feed(self, session, topic, key, subscription)
+        return Feed(self, session, TopicRights(self, session, topic, key), subscription)
+
+    async def subscribe_filter(self, session: Session, filter: Filter, position: Position) -> Feed:
+        """A feed of what the filter wants of every topic it reaches, those made later too, cut to what is allowed. Close it.
+
+        A filter that names its topic is refused as `subscribe` refuses; one of several topics where no topic at all may be read.
+        """
+        rights, readable = self._rights(session, filter)
+        rights.require()
+        self.charge(session, Quota.REQUESTS, 1)
+        subscription = await self.broker.subscribe_filter(filter, position, readable=readable, version=lambda: self.policy.epoch)
+        self._require_feed()
+        return Feed(self, session, rights, subscription)
+
+    async def consume(
+        self,
+        session: Session,
+        filter: Filter,
+        name: str,
+        options: ConsumerOptions | None = None,
+        position: Position = "latest",
+    ) -> ConsumerFeed:
+        """A durable consumer of the principal's own, made at `position` where there is none of the name. Close it.
+
+        Refused as `subscribe_filter` is; ConsumerInvalid, ConsumerConflict, ConsumersFull. A dead-letter topic of its own choice
+        needs the right to publish to all of it, at every opening.
+        """
+        options = options or ConsumerOptions()
+        rights, readable = self._rights(session, filter)
+        rights.require()
+        self._require_dead_letters(session, options.dead_letter_topic)
+        self.charge(session, Quota.REQUESTS, 1)
+        self._require_feed()
+        owner = session.principal.name
+        consumer = await self.broker.consumers.attach(
+            owner, name, filter, options, position, readable=readable, version=lambda: self.policy.epoch
+        )
+        try:
+            self._require_feed()
+            self._require_dead_letters(session, consumer.dead_letter_topic)
+        except BaseException:
+            consumer.close()
+            raise
+        return ConsumerFeed(self, session, rights, consumer)
+
+    # Consumers: one's own, and those of others for administrators
+
+    async def list_consumers(self, session: Session, *, everybody: bool, consumers_max: int) -> list[ConsumerInfo]:
+        """By owner and name."""
+        owner = self._owner(session, "*" if everybody else None)
+        return await self.broker.consumers.infos(None if everybody else owner, consumers_max)
+
+    async def describe_consumer(self, session: Session, name: str, owner: str | None = None) -> ConsumerInfo:
+        """`owner` None: oneself. ConsumerUnknown."""
+        return await self.broker.consumers.info(self._owner(session, owner), name)
+
+    async def seek_consumer(self, session: Session, name: str, position: Position, owner: str | None = None) -> ConsumerInfo:
+        """Deliver from there; what was open is forgotten. ConsumerUnknown, and what finding the position raises."""
+        owner = self._owner(session, owner)
+        info = await self.broker.consumers.seek(owner, name, position)
+        self._audit.record("consumer", session, "seek", f"consumer {name} of {owner}", "allowed", f"to {info.next}")
+        return info
+
+    async def give_consumer(self, session: Session, name: str, to: str, owner: str | None = None) -> None:
+        """To another principal, with its position. ConsumerUnknown, ConsumerConflict, ConsumersFull."""
+        owner = self._owner(session, owner)
+        await self.broker.consumers.give(owner, name, to)
+        self._audit.record("consumer", session, "give", f"consumer {name} of {owner}", "allowed", f"to {to}")
+
+    async def delete_consumer(self, session: Session, name: str, owner: str | None = None) -> None:
+        """ConsumerUnknown."""
+        owner = self._owner(session, owner)
+        await self.broker.consumers.delete(owner, name)
+        self._audit.record("consumer", session, "delete", f"consumer {name} of {owner}", "allowed", "")
 
     # Topics
 
@@ -306,11 +489,21 @@ class Pipeline:
         self.audit(session, Action.ALTER, name)
         return topic
 
-    async def delete_topic(self, session: Session, name: str) -> None:
+    async def delete_topic(self, session: Session, name: str) -> list[KeyCopy]:
+        """Returns the key backups that still hold the topic's key."""
         self.authorise(session, Action.DELETE, name)
         self.charge(session, Quota.REQUESTS, 1)
-        await self.broker.delete_topic(name)
+        kept = await self.broker.delete_topic(name)
         self.audit(session, Action.DELETE, name)
+        return kept
+
+    async def delete_records(self, session: Session, topic: str, partition: int, before_offset: int) -> int:
+        """Records below the offset (-1: all there are) go for good; the new log start."""
+        self.authorise(session, Action.DELETE, topic)
+        self.charge(session, Quota.REQUESTS, 1)
+        log_start = await self.broker.delete_records(topic, partition, before_offset)
+        self.audit(session, Action.DELETE, f"{topic}/{partition} below {log_start}")
+        return log_start
 
     # The node
 
@@ -344,7 +537,45 @@ class Pipeline:
 
     def owed_ms(self, session: Session, quota: Quota, cost: float) -> int:
         """0 and it is charged, or how long to wait before it would be."""
+        if self.quotas.unlimited:
+            return 0
         return self.quotas.admit(quota, session.principal.name, cost, self.clock.monotonic_ms() * 1_000_000)
+
+    def _reads_something(self, principal: Principal) -> bool:
+        policy = self.policy.policy
+        held = (policy.roles[name] for name in policy.roles_of(principal) if name in policy.roles)
+        if principal.scopes is not None and not any(Action.READ in scope.actions for scope in principal.scopes):
+            return False
+        return any(rule.effect == "allow" and Action.READ in rule.actions for role in held for rule in role.rules)
+
+    def _rights(self, session: Session, filter: Filter) -> tuple[TopicRights | FilterRights, Callable[[str], bool] | None]:
+        """What it may have of the filter, and, where that reaches several topics, which of them it may read at all."""
+        if filter.topic is not None:
+            return TopicRights(self, session, filter.topic, None if filter.exact is None else filter.exact[1]), None
+        rights = FilterRights(self, session, filter)
+        return rights, rights.readable
+
+    def _require_feed(self) -> None:
+        if self.feeds >= self.options.feeds_max:
+            raise Busy("pipeline.feeds_max", self.options.feeds_max, RETRY_AFTER_MS)
+
+    def _require_dead_letters(self, session: Session, topic: str | None) -> None:
+        """A topic that the consumer names itself; the topic's own is the node's to write to."""
+        if topic is None:
+            return
+        decision = self.authorise(session, Action.PUBLISH, topic)
+        if decision.form is not Decision.ALL:
+            raise self._denied(session, Action.PUBLISH, topic, f"dead letters need all of its keys: {decision.reason}")
+        if topic not in self.broker.topics() and not self._may(session, Action.CREATE, topic):
+            raise UnknownTopic(topic)
+
+    def _owner(self, session: Session, owner: str | None) -> str:
+        """Whose consumer is meant. Somebody else's needs the action admin. Charges one request."""
+        self.chain.still_valid(session.principal)
+        if owner is not None and owner != session.principal.name:
+            self.authorise(session, Action.ADMIN)
+        self.charge(session, Quota.REQUESTS, 1)
+        return owner or session.principal.name
 
     def _may(self, session: Session, action: Action, topic: str = "") -> bool:
         decision = self.policy.decide(session.principal, action, topic, self.clock.now_ms())
@@ -356,9 +587,9 @@ class Pipeline:
         self._audit.record("access", session, action, resource, "denied", reason)
         return AccessDenied(session.principal.name, action, resource, reason if told else "nothing it holds allows it")
 
-    def _check_keys(self, session: Session, topic: str, records: Sequence[Incoming], decision: Decision) -> None:
-        for index, record in enumerate(records):
-            if not decision.allows(record.key):
+    def _check_keys(self, session: Session, topic: str, keys: Sequence[bytes | None], decision: Decision) -> None:
+        for index, key in enumerate(keys):
+            if not decision.allows(key):
                 reason = f"not the key of record {index}: {decision.reason}"
                 raise self._denied(session, Action.PUBLISH, topic, reason)
 
@@ -377,3 +608,12 @@ class Pipeline:
             return await self.broker.offset_for_time(topic, partition, start.timestamp_ms)
         offsets = self.broker.partition_offsets(topic, partition)
         return offsets.log_start if start == "earliest" else offsets.high_watermark
+
+
+def _check_expiry(index: int, record: Incoming) -> None:
+    if record.ttl_ms is not None and not 1 <= record.ttl_ms <= TTL_MS_MAX:
+        raise RecordInvalid(index, f"its ttl_ms is not from 1 to {TTL_MS_MAX}, ten years; leave it out to keep the record")
+    if record.expires_at_ms is not None and not 0 <= record.expires_at_ms <= TIMESTAMP_MS_MAX:
+        raise RecordInvalid(index, f"its expires_at is not from 0 to {TIMESTAMP_MS_MAX}, in milliseconds since 1970")
+    if record.ttl_ms is not None and record.expires_at_ms is not None:
+        raise RecordInvalid(index, "it has both ttl_ms and expires_at")

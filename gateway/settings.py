@@ -99,6 +99,8 @@ class Listener(Section, frozen=True, kw_only=True):
     """No TLS. On loopback only."""
     anonymous: bool = False
     """Callers without credentials become the principal `anonymous`, who has no rights until bound to a role. On loopback only."""
+    hosts: tuple[str, ...] = ()
+    """Names that a plain or anonymous listener may be asked by, besides `localhost` and loopback addresses; no others."""
 
     def __post_init__(self) -> None:
         if self.plain and self.tls != "server":
@@ -164,6 +166,12 @@ class RestSection(Section, frozen=True, kw_only=True):
     """The longest long-poll."""
     waits_max: Count = 10_000
     """Long-polls under way at once."""
+    compression_ratio_max: Count = 200
+    """How much a compressed body may grow, beyond its first 64 KiB; more is refused with 413. (JSON grows 5 to 20 times.)"""
+    compress_bytes_min: Bytes = 16 * 1024
+    """Answers from this size on are compressed for callers that accept it."""
+    origins: tuple[str, ...] = ()
+    """Origins whose pages may call, as `https://host[:port]`; none listed means pages of this very host only."""
 
 
 class SseSection(Section, frozen=True, kw_only=True):
@@ -171,6 +179,8 @@ class SseSection(Section, frozen=True, kw_only=True):
 
     heartbeat_ms: Milliseconds = 15_000
     """A comment and the position are sent after this idle time."""
+    lifetime_ms: Annotated[int, msgspec.Meta(ge=0, le=86_400_000)] = 0
+    """A stream ends after this time, and browsers go on by Last-Event-ID: for proxies that let no answer last. 0: never."""
     streams_max: Count = 1_000
     """Event streams open at once."""
     buffer_bytes_max: Bytes = 256 * 1024
@@ -196,6 +206,8 @@ class WebSocketSection(Section, frozen=True, kw_only=True):
     """Frames of one message."""
     operations_max: Count = 1_000
     """Operations in one message."""
+    tags_max: Count = 1_000
+    """Tags in one ack, nack, reject or extend of a consumer."""
     ref_bytes_max: Bytes = 256
     """A `ref` is kept until its answer, and echoed."""
     control_frames_per_second_max: Count = 100
@@ -243,6 +255,11 @@ class LimitsSection(Section, frozen=True, kw_only=True):
 
     connections_max: Count = 10_000
     """Open connections; one more is told 503."""
+    unsent_bytes_max: Bytes = 128 * 1024
+    """Bytes of answers that the kernel takes from the node and has not sent yet, for each connection (TCP_NOTSENT_LOWAT)."""
+    send_buffers_bytes_max: Bytes = 256 * 1024 * 1024
+    """Bytes waiting for slow readers of WebSocket and event streams, all together. From half of it on, who has bytes waiting gets
+    no more until they have left; beyond all of it those who let bytes wait the longest are cut."""
     handshakes_max: Count = 256
     """TLS handshakes under way; one more drops the oldest."""
     handshake_ms: Milliseconds = 10_000

@@ -1,6 +1,6 @@
 """`make campaign`: the slow proofs, with a dated report under docs/reports.
 
-    python -m tests.campaign [--only simulation,flights,fuzz,properties,bench] [--fuzz-seconds 60]
+    python -m tests.campaign [--only simulation,flights,fuzz,rest,bench,properties] [--fuzz-seconds 60]
 
 Each part is a command of its own that can be run alone; the report holds its last lines and how it ended.
 """
@@ -38,9 +38,15 @@ class Outcome(NamedTuple):
 def parts(fuzz_seconds: int) -> list[Part]:
     python = sys.executable
     return [
-        Part("simulation", "300 simulated worlds", [python, "-m", "tests.simulation.run", "--runs", "300"], {}),
+        Part(
+            "simulation",
+            "1,000 simulated worlds",
+            [python, "-m", "tests.simulation.run", *("--runs", "1000", "--processes", "2", "--results", "build/worlds.jsonl")],
+            {},
+        ),
         Part("flights", "the whole flights table, three kills", [python, "-m", "tests.services.flights", "--kills", "3"], {}),
-        Part("fuzz", "every fuzz target", [python, "-m", "tests.fuzz.run", "--seconds", str(fuzz_seconds)], {}),
+        Part("fuzz", "every fuzz target", [python, "-m", "tests.fuzz.campaign", "--seconds", str(fuzz_seconds)], {}),
+        Part("rest", "schemathesis: all checks, with a token and without", [python, "-m", "tests.conformance.rest"], {}),
         Part("bench", "budgets", [python, "bench/run.py", "--save"], {}),
         Part(
             "properties",

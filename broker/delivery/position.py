@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
 import msgspec
 
-from broker.engine.base import Engine
+from broker.engine.base import Engine, Stored
 from broker.errors import BrokerError
 
 _CURSOR = re.compile(r"([0-9]{1,19})-([0-9]{1,10})", re.ASCII)
@@ -23,6 +25,24 @@ class CursorAhead(BrokerError):
             f"cursor {cursor} is ahead of this node's log, which goes on at {next_sequence}-0: "
             "it was given by another node or before a restore; begin at a timestamp or at earliest"
         )
+
+
+class CursorUnknown(CursorAhead):
+    """A cursor that no answer of this node ever held: its place lies beyond the records of its batch. Taken as it is, it would
+    step over records without a word."""
+
+    def __init__(self, cursor: Cursor, places: int) -> None:
+        BrokerError.__init__(
+            self, f"cursor {cursor} names no place in this log: there are {places} in that batch; take one that an answer gave"
+        )
+        self.cursor, self.next_sequence = str(cursor), cursor.sequence + 1
+
+
+class PositionRefused(BrokerError):
+    """A position that does not fit what is read: an offset where several topics are."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"{reason}; begin at earliest, latest, a time or a cursor")
 
 
 class Cursor(msgspec.Struct, frozen=True, order=True, gc=False):
@@ -83,6 +103,28 @@ async def find_start(engine: Engine, topic: str, position: Position) -> Start:
     if isinstance(position, AtTime):
         return Start(Cursor(await engine.sequence_for_time(topic, position.timestamp_ms)), since_ms=position.timestamp_ms)
     return Start(await _cursor_of(engine, topic, position.partition, position.offset))
+
+
+def check_cursor(cursor: Cursor, batches: Sequence[Stored]) -> None:
+    """`batches` are what follows from the cursor's sequence on, the first at least. Raises `CursorUnknown`."""
+    for stored in batches[:1]:
+        places = stored.next_offset - stored.base_offset
+        if stored.sequence == cursor.sequence and cursor.index >= places:
+            raise CursorUnknown(cursor, places)
+
+
+async def find_start_of_many(engine: Engine, topics: Sequence[str], position: Position) -> Start:
+    """The same for a reader of these topics, and of more that may come. Raises `CursorAhead`, `PositionRefused`."""
+    if isinstance(position, AtOffset):
+        raise PositionRefused("an offset is a place in one topic's partition, and the filter may reach many topics")
+    if not isinstance(position, AtTime):
+        return await find_start(engine, "", position)
+    sequence = engine.next_sequence()
+    for topic in topics:
+        if topic in engine.topics():  # it may be deleted while the others are looked at
+            sequence = min(sequence, await engine.sequence_for_time(topic, position.timestamp_ms))
+            await asyncio.sleep(0)  # a look-up out of memory never suspends, and there may be thousands
+    return Start(Cursor(sequence), since_ms=position.timestamp_ms)
 
 
 async def _cursor_of(engine: Engine, topic: str, partition: int, offset: int) -> Cursor:

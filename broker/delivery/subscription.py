@@ -1,4 +1,4 @@
-"""A reader of one topic, or of one key of it, in commit order.
+"""A reader of one topic, of one key of it, or of what a filter wants of many, in commit order.
 
 It pulls: nothing is read, kept or pushed before `next` is called, so a reader that stands still costs at most what its last
 `next` fetched (`bytes_max`, or one batch if that is larger). Whoever stops between two calls loses nothing and sees nothing
@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeAlias
 
 import msgspec
 
-from broker.batch import walk
+from broker.batch import keys
+from broker.delivery.expiry import living
 from broker.delivery.position import Cursor, Start
-from broker.engine.base import Damage, Engine, Stored, Tail
+from broker.delivery.source import Source
+from broker.engine.base import Damage, Engine, Gap, Scan, Stored
 from broker.errors import BatchRefused, RecordTooLarge
 from broker.record import Record
 from broker.seams import Clock
@@ -41,21 +44,38 @@ def record_bytes(record: Record) -> int:
     return len(record.key or b"") + len(record.value or b"")
 
 
-class Subscription:
-    """One consumer calls `next`, one call at a time. `key` None means every record; an empty key is a key.
+Wanted: TypeAlias = Callable[[Record], bool]
+WantedKey: TypeAlias = Callable[[bytes | None], bool]
 
-    `damage` has the ranges lost by the media that were crossed since the owner last emptied it.
+
+class Subscription:
+    """One consumer calls `next`, one call at a time. `wanted` None means every record that the source has; `wanted_key` is false
+    for keys of which none is wanted.
+
+    `damage` has the ranges lost by the media that were crossed since the owner last emptied it, `gaps` those that retention or a
+    deletion took before this reader came. What has expired is left out, and said nowhere.
     """
 
-    def __init__(self, engine: Engine, clock: Clock, topic: str, key: bytes | None, start: Start) -> None:
-        self._engine, self._clock, self._topic, self._key = engine, clock, topic, key
+    def __init__(
+        self,
+        engine: Engine,
+        clock: Clock,
+        source: Source,
+        start: Start,
+        wanted: Wanted | None = None,
+        wanted_key: WantedKey | None = None,
+    ) -> None:
+        self._engine, self._clock, self._source = engine, clock, source
+        self._wanted, self._wanted_key = wanted, wanted_key
+        self._rare = False
         self._since_ms = start.since_ms
-        self._fetched: deque[Stored] = deque()
+        self._fetched: deque[tuple[str, Stored]] = deque()
         self._walk: Iterator[Delivered] = iter(())
         self._from_sequence = start.cursor.sequence
         self.cursor = start.cursor
         self._exhausted = False
-        self.damage: dict[tuple[int, int], Damage] = {}
+        self.damage: dict[tuple[str, int, int], Damage] = {}
+        self.gaps: dict[tuple[str, int], Gap] = {}
 
     @property
     def at_end(self) -> bool:
@@ -72,29 +92,30 @@ class Subscription:
         found = self._take(bytes_max, records_max)
         while not found and stepped_over < SCAN_BYTES_MAX:
             left_ms = max(0, deadline_ms - self._clock.monotonic_ms())
-            tail = await self._engine.tail(
-                self._topic, self._from_sequence, bytes_max=bytes_max, wait_max_ms=left_ms, key=self._key
-            )
-            self._receive(tail)
-            if not tail.batches and left_ms == 0:
+            scan = await self._source.read(self._from_sequence, bytes_max=bytes_max, wait_max_ms=left_ms)
+            self._receive(scan)
+            if not scan.batches and left_ms == 0:
                 break
-            stepped_over += sum(len(stored.batch) for stored in tail.batches)
+            stepped_over += sum(len(stored.batch) for _, stored in scan.batches)
             found = self._take(bytes_max, records_max)
             if not found:
-                await asyncio.sleep(0)  # a tail out of memory never suspends
+                await asyncio.sleep(0)  # a read out of memory never suspends
         return found
 
-    def _receive(self, tail: Tail) -> None:
-        self._fetched.extend(tail.batches)
-        self._from_sequence = tail.next_sequence
-        if not tail.batches:
-            self.cursor = max(self.cursor, Cursor(tail.next_sequence))
-        for damage in tail.damage:
+    def _receive(self, scan: Scan) -> None:
+        self._fetched.extend(scan.batches)
+        self._from_sequence = scan.next_sequence
+        if not scan.batches:
+            self.cursor = max(self.cursor, Cursor(scan.next_sequence))
+        for damage in scan.damage:
             self._note(damage)
+        for gap in scan.gap:
+            if len(self.gaps) < DAMAGE_MAX:
+                self.gaps[gap.topic, gap.partition] = gap
 
     def _note(self, damage: Damage) -> None:
         if len(self.damage) < DAMAGE_MAX:
-            self.damage[damage.partition, damage.from_offset] = damage
+            self.damage[damage.topic, damage.partition, damage.from_offset] = damage
 
     def _take(self, bytes_max: int, records_max: int) -> list[Delivered]:
         found: list[Delivered] = []
@@ -106,34 +127,50 @@ class Subscription:
                 found.append(delivered)
                 size += record_bytes(delivered.record)
             elif self._fetched:
-                self._walk = self._open(self._fetched.popleft())
+                topic, stored = self._fetched.popleft()
+                if self._rare and self._wants_none(stored):
+                    self.cursor = max(self.cursor, Cursor(stored.sequence + 1))
+                else:
+                    self._walk = self._open(topic, stored)
             else:
                 self._exhausted = True
                 break
         return found
 
-    def _open(self, stored: Stored) -> Iterator[Delivered]:
+    def _open(self, topic: str, stored: Stored) -> Iterator[Delivered]:
         """The batch's records that are wanted; the cursor is past the batch when it ends."""
         first = stored.base_offset
         if self.cursor.sequence == stored.sequence:
             first += self.cursor.index
+        wanted, self._rare = self._wanted, True
         try:
-            for record in walk(stored.batch):
-                if record.offset >= first and self._wanted(record):
+            for record in living(stored, self._clock):
+                if (
+                    record.offset >= first
+                    and (wanted is None or wanted(record))
+                    and (self._since_ms is None or self._begins(record))
+                ):
+                    self._rare = False
                     self.cursor = _cursor_after(stored, record)
-                    yield Delivered(self._topic, stored.partition, record, self.cursor)
+                    yield Delivered(topic, stored.partition, record, self.cursor)
                     first = record.offset + 1
         except (BatchRefused, RecordTooLarge) as error:
             # It authenticated, so a producer made it so: without this, one such batch would stop every reader for ever.
-            self._note(Damage(self._topic, stored.partition, first, stored.next_offset, str(error)))
+            self._note(Damage(topic, stored.partition, first, stored.next_offset, str(error)))
         self.cursor = max(self.cursor, Cursor(stored.sequence + 1))
 
-    def _wanted(self, record: Record) -> bool:
-        if self._key is not None and record.key != self._key:
+    def _wants_none(self, stored: Stored) -> bool:
+        """By its keys alone, a quarter of the work of reading its records: asked after a batch of which nothing was wanted."""
+        if self._wanted_key is None:
             return False
-        if self._since_ms is None:
-            return True
-        if record.timestamp_ms < self._since_ms:
+        try:
+            return not any(map(self._wanted_key, set(keys(stored.batch))))
+        except (BatchRefused, RecordTooLarge):
+            return False  # whoever opens it reports it
+
+    def _begins(self, record: Record) -> bool:
+        """Whether the reader's time is reached: from the first such record on, times do not matter."""
+        if self._since_ms is not None and record.timestamp_ms < self._since_ms:
             return False
         self._since_ms = None
         return True

@@ -11,8 +11,10 @@ Order and visibility, for every engine:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, Protocol
+import asyncio
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from enum import IntEnum
+from typing import Literal, Protocol, TypeAlias
 
 import msgspec
 
@@ -41,6 +43,21 @@ class Append(msgspec.Struct, frozen=True, gc=False):
     has_expiry: bool = False
 
 
+class StateSpace(IntEnum):
+    """Whose keyed state it is. Numbers are the entry kinds of decision 0001, section 5."""
+
+    IDEMPOTENCY = 10
+    POSITION = 11
+
+
+class StateChange(msgspec.Struct, frozen=True, gc=False):
+    """One entry of keyed state set, or deleted (`value` None)."""
+
+    space: StateSpace
+    key: bytes
+    value: bytes | None
+
+
 class Appended(msgspec.Struct, frozen=True, gc=False):
     """Where a batch landed: offsets base_offset .. base_offset + count - 1."""
 
@@ -50,6 +67,9 @@ class Appended(msgspec.Struct, frozen=True, gc=False):
     count: int
     sequence: int
     append_time_ms: int
+
+
+StateChanges: TypeAlias = Sequence[StateChange] | Callable[[Sequence[Appended]], Sequence[StateChange]]
 
 
 class Damage(msgspec.Struct, frozen=True, gc=False):
@@ -62,8 +82,26 @@ class Damage(msgspec.Struct, frozen=True, gc=False):
     reason: str
 
 
+class KeyCopy(msgspec.Struct, frozen=True, gc=False):
+    """A key backup that still holds a key which was destroyed here: the records open with it until it is destroyed too."""
+
+    backup: str
+    path: str
+    expires_at_ms: int
+
+
+class Gap(msgspec.Struct, frozen=True, gc=False):
+    """Offsets up to `to_offset` that retention or a deletion of records took before a reader got there. `from_offset` is the
+    lowest that it may have missed: what it had read before is not known here."""
+
+    topic: str
+    partition: int
+    from_offset: int
+    to_offset: int
+
+
 class Stored(msgspec.Struct, frozen=True, gc=False):
-    """A batch as read back: clear, offsets in place."""
+    """A batch as read back: clear, offsets in place. Records below `first_offset` were deleted and are not to be handed out."""
 
     partition: int
     base_offset: int
@@ -72,6 +110,7 @@ class Stored(msgspec.Struct, frozen=True, gc=False):
     max_timestamp_ms: int
     batch: bytes
     has_expiry: bool = False
+    first_offset: int = 0
 
 
 class Fetched(msgspec.Struct, frozen=True, gc=False):
@@ -88,11 +127,22 @@ class Fetched(msgspec.Struct, frozen=True, gc=False):
 
 
 class Tail(msgspec.Struct, frozen=True, gc=False):
-    """Batches of one topic in commit order. `next_sequence` is where to go on."""
+    """Batches of one topic in commit order. `next_sequence` is where to go on. `gap`: records that are gone, told once, to the
+    reader that comes from before them; one that begins at sequence 0 or 1 asked for what there is and is told of none."""
 
     batches: list[Stored]
     next_sequence: int
     damage: list[Damage]
+    gap: list[Gap] = []
+
+
+class Scan(msgspec.Struct, frozen=True, gc=False):
+    """Batches of many topics, each with its topic's name, in commit order. `next_sequence` is where to go on."""
+
+    batches: list[tuple[str, Stored]]
+    next_sequence: int
+    damage: list[Damage]
+    gap: list[Gap] = []
 
 
 class PartitionOffsets(msgspec.Struct, frozen=True, gc=False):
@@ -130,7 +180,7 @@ class Engine(Protocol):
     def capabilities(self) -> Capabilities: ...
 
     def topics(self) -> Mapping[str, Topic]:
-        """By name; a live view, do not change it."""
+        """By name, in the order in which they were made; a live view, do not change it."""
 
     async def create_topic(self, name: str, partitions: int, configs: Mapping[str, str]) -> Topic:
         """TopicExists, IllegalTopicName, InvalidConfig; durable when it returns."""
@@ -140,17 +190,47 @@ class Engine(Protocol):
     ) -> Topic:
         """Partitions only grow; a config of None goes back to its default."""
 
-    async def delete_topic(self, name: str) -> None:
+    async def delete_topic(self, name: str) -> list[KeyCopy]:
         """Records and keys go at once: the topic's root key is destroyed. What files say of its batches without it (offsets,
-        sizes, times, keyed hashes, themselves sealed under the node's key) goes when they are merged."""
+        sizes, times, keyed hashes, themselves sealed under the node's key) goes when they are merged. Returns the key backups
+        that still hold the root key."""
 
-    async def append(self, appends: Sequence[Append], *, durable: bool = True) -> list[Appended]:
-        """All batches of one call are committed together or not at all.
+    async def append(
+        self, appends: Sequence[Append], *, durable: bool = True, changes: StateChanges = ()
+    ) -> list[Appended]:
+        """All batches and state changes of one call are committed together or not at all; `appends` may be empty. Changes that
+        say where the records landed are given as a function of what is returned; it is called before anything is written.
+
+        Of changes of one key the last counts. Raises StateFull at `state_entries_max` or `state_bytes_max` (deletes, and new
+        values no larger than the old, always pass), RecordTooLarge for an entry above `state_key_bytes_max` or
+        `state_value_bytes_max`; then nothing of the call is appended.
 
         `durable=False` (acks none) returns as soon as offsets are assigned; nothing is promised, and the records become
         visible with everybody else's, after the sync. Raises Overloaded at `append_queue_bytes_max`, AppendUnknown after a
         failed write or sync.
         """
+
+    def submit(
+        self, appends: Sequence[Append], *, durable: bool = True, changes: StateChanges = ()
+    ) -> tuple[list[Appended], asyncio.Future[None] | None]:
+        """`append` for callers that do not wait themselves: what it returns, and a future that is done when it would return, or
+        has its error; None where it would return at once."""
+
+    async def delete_records(self, topic: str, partition: int, before_offset: int) -> int:
+        """Records below the offset are gone for every reader when this returns, durably; -1 means all there are (Kafka's
+        DeleteRecords). Returns the log start, which never goes back. OffsetOutOfRange above the high watermark.
+
+        The bytes go with their file, or when it is merged."""
+
+    async def apply_retention(self) -> int:
+        """Let go, now, what `retention.ms` and `retention.bytes` of the topics no longer keep; the engine does so by itself
+        every `retention_check_ms`. Returns how many partitions begin later than before."""
+
+    def state(self, space: StateSpace, key: bytes) -> bytes | None:
+        """The visible value: as durable as `append` promises. Out of memory."""
+
+    def states(self, space: StateSpace) -> Iterator[tuple[bytes, bytes]]:
+        """All visible keys and values of a space, as they are now, in no order."""
 
     async def fetch(
         self,
@@ -162,7 +242,8 @@ class Engine(Protocol):
         bytes_min: int = 1,
         wait_max_ms: int = 0,
     ) -> Fetched:
-        """At least one batch if there is one, whatever its size; waits while less than `bytes_min` is there."""
+        """At least one batch if there is one, whatever its size; waits while less than `bytes_min` is there. OffsetOutOfRange
+        below the log start, also when the start has passed the offset meanwhile."""
 
     async def tail(
         self,
@@ -176,6 +257,10 @@ class Engine(Protocol):
     ) -> Tail:
         """Batches of a topic in commit order, from a commit sequence on; with `key`, only batches that may hold the key, found
         through the key index where there is one (name its partition in `partitions` to look in no other)."""
+
+    async def scan(self, from_sequence: int, *, topics: Callable[[str], bool], bytes_max: int, wait_max_ms: int = 0) -> Scan:
+        """As `tail`, over every topic for which `topics(name)` is true. It is asked at each call (and each time a waiting call
+        is woken), so a topic made later needs nothing, and one that is deleted meanwhile is left out."""
 
     async def find_latest(self, topic: str, partition: int, key: bytes | None) -> Stored | None:
         """The newest visible batch that holds a record with this key (None: without a key)."""
@@ -195,6 +280,9 @@ class Engine(Protocol):
 
     def watch(self, topic: str, wake: Callable[[], None]) -> Callable[[], None]:
         """Call `wake` on the owner thread after each commit that made records of the topic visible; returns the unwatch."""
+
+    def watch_all(self, wake: Callable[[], None]) -> Callable[[], None]:
+        """The same for the records of any topic."""
 
     def append_problem(self) -> str | None:
         """Why appends are refused at the moment; None when they are not."""

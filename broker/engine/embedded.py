@@ -12,8 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import struct
-from collections import deque
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, TypeVar, cast
@@ -26,8 +25,13 @@ from broker.engine.base import (
     Capabilities,
     Damage,
     Fetched,
+    Gap,
+    KeyCopy,
     OffsetForTime,
     PartitionOffsets,
+    Scan,
+    StateChanges,
+    StateSpace,
     Stored,
     Tail,
     Topic,
@@ -37,9 +41,11 @@ from broker.errors import (
     BrokerError,
     Closed,
     DiskFailed,
+    DiskFull,
     IllegalTopicName,
     InvalidConfig,
     OffsetOutOfRange,
+    PartitionsRefused,
     RecordTooLarge,
     TopicExists,
     UnknownPartition,
@@ -48,14 +54,28 @@ from broker.errors import (
 from broker.log.commit import Committer
 from broker.log.footer import DamagedRange
 from broker.log.journal import Group, PendingBatch, PendingFrame
-from broker.log.layout import FLAG_CONTROL, FLAG_HAS_EXPIRY, FLAG_KEYS_COMPLETE, FLAG_TRANSACTIONAL
-from broker.log.lookup import Lookup
+from broker.log.layout import FLAG_CONTROL, FLAG_HAS_EXPIRY, FLAG_KEYS_COMPLETE, FLAG_TRANSACTIONAL, NO_TAG
+from broker.log.log_start import forgotten_starts, log_start_entry, start_at
+from broker.log.lookup import InOrder, Lookup
 from broker.log.merge import Merge, choose
 from broker.log.options import LogOptions
 from broker.log.partition import PartitionLog
+from broker.log.recent import Recent
+from broker.log.retention import RetentionClock, kept_from
 from broker.log.startup import Opened, RecoveryReport, Startup
-from broker.log.state import Entry, Kind, StateTable, StateView, TopicState, is_system, wrapped_key_entry
+from broker.log.state import (
+    Entry,
+    Kind,
+    StateTable,
+    StateView,
+    TopicState,
+    check_entry_version,
+    is_system,
+    wrapped_key_entry,
+)
+from broker.log.state_space import StateSpaces
 from broker.log.store import LogStore
+from broker.log.sweep import dead_files, drop_dead_extents, sweep
 from broker.seams import Seams
 from broker.stats import EngineStats
 from broker.topics.addresses import legal_topic_name
@@ -72,6 +92,7 @@ _BATCH_HEAD = struct.Struct(">qiibIhiqqqhii")
 BATCH_HEAD_BYTES = 61
 Result = TypeVar("Result")
 KAFKA_TRANSACTIONAL, KAFKA_CONTROL = 0x10, 0x20
+KAFKA_FLAGS = KAFKA_TRANSACTIONAL | KAFKA_CONTROL
 
 
 class EmbeddedEngine:
@@ -88,11 +109,13 @@ class EmbeddedEngine:
         self._lookup = Lookup(self._store)
         self._topics: dict[str, Topic] = {}
         self._by_id: dict[bytes, Topic] = {}
+        self._batch_bytes_max: dict[str, int] = {}  # looked at for every batch
         self._watchers: dict[str, dict[Callable[[], None], None]] = {}  # dicts keep order: a seed replays
-        self._ring: deque[PartitionLog] = deque()
-        self._ring_bytes = 0
+        self._watchers_of_all: dict[Callable[[], None], None] = {}
+        self._recent = Recent(self.options.ring_bytes_max)
         self._next_sequence = 1
         self._table = StateTable()
+        self._spaces = StateSpaces(self.options, self._table)
         self._unlock: Callable[[], None] | None = None
         self._view: StateView
         self._committer: Committer
@@ -101,6 +124,14 @@ class EmbeddedEngine:
         self._changes: dict[asyncio.Task[Any], None] = {}
         self._running = False
         self._batches = 0
+        self._retaining: asyncio.Task[None] | None = None
+        self._watching_space: asyncio.Task[None] | None = None
+        self._retention_due = asyncio.Event()
+        self._retention_clock = RetentionClock(seams.clock, self.options)
+        self._log_starts_moved = 0
+        self._cut_newest = 0  # the newest commit sequence of which records were let go
+        self._swept_files = 0
+        self._swept_bytes = 0
         self._merges = 0
         self._merged_bytes = 0
         self.recovery = RecoveryReport()
@@ -112,13 +143,18 @@ class EmbeddedEngine:
         run = self._seams.executor.run
         self._unlock = await run("background", lambda: self._seams.disk.lock(LOCK_PATH, self._holder))
         try:
+            await run("background", self._store.space.prepare)
             opened = await run("background", self._open)
             await self._take(opened)
         except BaseException:
             await run("background", self._let_go)
             raise
+        await self._store.space.look()
         self._running = True
         self._consider_merge()
+        loop = asyncio.get_running_loop()
+        self._retaining = loop.create_task(self._retain(), name="retention")
+        self._watching_space = loop.create_task(self._store.space.watch(), name="disk space")
 
     def _open(self) -> Opened:
         """Blocking."""
@@ -135,10 +171,12 @@ class EmbeddedEngine:
 
     async def _take(self, opened: Opened) -> None:
         self._view, self._table, self.recovery = opened.view, opened.table, opened.report
+        self._spaces = StateSpaces(self.options, self._table)
         self._load_topics()
         self._next_sequence = self._store.next_sequence = opened.next_sequence
         for log in self._store.partitions.values():
             self._settle_partition(log)
+            self._cut_newest = max(self._cut_newest, log.cut_sequence)
         self._committer = Committer(self._store, self._view, self._publish, self._roll_back, self._consider_merge)
         for found in opened.recovered:
             file = self._store.files[found.entry.number]
@@ -200,9 +238,11 @@ class EmbeddedEngine:
 
     def _settle_partition(self, log: PartitionLog) -> None:
         """After a start everything that was found is visible."""
+        if log.first_kept is not None:
+            log.next_offset, log.tag = log.first_kept.offset, log.first_kept.chain_in or NO_TAG
         if log.extents:
             last = log.extents[-1].summary
-            log.next_offset, log.tag = last.next_offset, last.chain_out
+            log.next_offset, log.tag = max(log.next_offset, last.next_offset), last.chain_out
             log.ring_floor = max(extent.summary.max_sequence for extent in log.extents)
         log.high_watermark, log.visible_tag = log.next_offset, log.tag
 
@@ -227,9 +267,14 @@ class EmbeddedEngine:
         if not self._running:
             return
         self._running = False
+        for task in (self._retaining, self._watching_space):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait([task])
         if self._changes:
             await asyncio.wait(self._changes)
         await self._committer.close()
+        await self._lookup.close()
         if self._merging is not None:
             self._merging.cancel()
             await asyncio.wait([self._merging])
@@ -300,13 +345,14 @@ class EmbeddedEngine:
             changed = self._altered(topic, partitions, configs)
             await self._commit_entries([_topic_entry(changed)], flush_view=True)
             self._add_topic(changed)
+        self._retention_due.set()
         return changed
 
     def _altered(self, topic: Topic, partitions: int | None, configs: Mapping[str, str | None]) -> Topic:
         count = topic.partitions if partitions is None else partitions
         self._check_partitions(topic.name, count)
         if count < topic.partitions:
-            raise InvalidConfig(topic.name, "partitions", f"{topic.partitions} partitions cannot become {count}: they only grow")
+            raise PartitionsRefused(topic.name, f"{topic.partitions} partitions cannot become {count}: they only grow")
         check_configs(topic.name, {key: value for key, value in configs.items() if value is not None})
         merged = {**topic.configs, **configs}
         kept = {key: value for key, value in merged.items() if value is not None}
@@ -314,21 +360,20 @@ class EmbeddedEngine:
 
     def _check_partitions(self, name: str, partitions: int) -> None:
         if not 1 <= partitions <= self.options.partitions_max:
-            raise InvalidConfig(name, "partitions", f"{partitions} is not between 1 and {self.options.partitions_max}")
+            raise PartitionsRefused(name, f"{partitions} is not between 1 and {self.options.partitions_max}")
 
-    async def delete_topic(self, name: str) -> None:
+    async def delete_topic(self, name: str) -> list[KeyCopy]:
         """First the deletion is durable, then the root key goes, then that is noted: a crash in between is finished at start."""
         self._require_running()
-        await self._to_the_end(self._delete(name))
+        return await self._to_the_end(self._delete(name))
 
-    async def _delete(self, name: str) -> None:
+    async def _delete(self, name: str) -> list[KeyCopy]:
         async with self._naming:
             topic = self._topic(name)
             self._remove_topic(topic)  # from here on nothing is appended to it, so nothing follows its deletion
             try:
-                await self._commit_entries(
-                    [Entry(Kind.TOPIC, topic.topic_id, None), Entry(Kind.SHREDDING, topic.topic_id, b"\x01")], flush_view=True
-                )
+                gone = [Entry(Kind.TOPIC, topic.topic_id, None), Entry(Kind.SHREDDING, topic.topic_id, b"\x01")]
+                await self._commit_entries(gone + forgotten_starts(self._table, topic.topic_id), flush_view=True)
             except BrokerError:
                 self._add_topic(topic)
                 raise
@@ -336,10 +381,28 @@ class EmbeddedEngine:
             self._store.forget_topic(topic.topic_id)
             await self._commit_entries([Entry(Kind.SHREDDING, topic.topic_id, None)], flush_view=False)
         self._wake([name])
+        self._consider_merge()
+        return await self._key_copies(topic)
 
     async def _shred(self, topic_id: bytes) -> None:
         if topic_id in self._keystore and not is_system(topic_id):
             await self._change_keystore("destroying a topic's root key", lambda: self._keystore.shred(topic_id))
+
+    async def _key_copies(self, topic: Topic) -> list[KeyCopy]:
+        try:
+            run = self._seams.executor.run
+            backups = await run("manifest", lambda: self._keystore.backups_holding(topic.topic_id))
+        except (KeyProblem, OSError) as problem:
+            logger.error("whether key backups hold the key of topic %s cannot be told: %s", topic.name, problem)
+            return [KeyCopy("unknown", "", 0)]
+        for backup in backups:
+            logger.warning(
+                "topic %s is deleted, and key backup %s (%s) still holds its key: destroy it",
+                topic.name,
+                backup.backup_id,
+                backup.path,
+            )
+        return [KeyCopy(backup.backup_id, backup.path, backup.expires_at_ms) for backup in backups]
 
     async def _change_keystore(self, what: str, change: Callable[[], None]) -> None:
         try:
@@ -350,12 +413,14 @@ class EmbeddedEngine:
     def _add_topic(self, topic: Topic) -> None:
         self._topics[topic.name] = topic
         self._by_id[topic.topic_id] = topic
+        self._batch_bytes_max[topic.name] = batch_bytes_max(topic.configs)
         for partition in range(topic.partitions):
             self._store.partition(topic.topic_id, partition)
 
     def _remove_topic(self, topic: Topic) -> None:
         del self._topics[topic.name]
         del self._by_id[topic.topic_id]
+        del self._batch_bytes_max[topic.name]
 
     def _topic(self, name: str) -> Topic:
         found = self._topics.get(name)
@@ -372,6 +437,13 @@ class EmbeddedEngine:
         return [self._log(topic, partition) for partition in (range(topic.partitions) if partitions is None else partitions)]
 
     async def _commit_entries(self, entries: list[Entry], *, flush_view: bool) -> None:
+        """What the log itself has to say is never refused for want of space: the reserve is for it."""
+        try:
+            await self._commit_once(entries, flush_view=flush_view)
+        except DiskFull:  # met the end of the disk: by now the reserve is given back
+            await self._commit_once(entries, flush_view=flush_view)
+
+    async def _commit_once(self, entries: list[Entry], *, flush_view: bool) -> None:
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         frame = PendingFrame(self._next_sequence, waiter)
         frame.entries, frame.flush_view, frame.size = entries, flush_view, 64
@@ -385,33 +457,53 @@ class EmbeddedEngine:
 
     # -- append -----------------------------------------------------------------------------------------------------------
 
-    async def append(self, appends: Sequence[Append], *, durable: bool = True) -> list[Appended]:
+    async def append(self, appends: Sequence[Append], *, durable: bool = True, changes: StateChanges = ()) -> list[Appended]:
+        answers, waiter = self.submit(appends, durable=durable, changes=changes)
+        if waiter is not None:
+            await waiter
+        return answers
+
+    def submit(
+        self, appends: Sequence[Append], *, durable: bool = True, changes: StateChanges = ()
+    ) -> tuple[list[Appended], asyncio.Future[None] | None]:
         self._require_running()
+        if not appends and not changes:
+            return [], None
         checked = [self._check(append) for append in appends]
-        self._committer.require_room(sum(len(append.batch) for append in appends))
+        size = sum([len(append.batch) for append in appends])
+        told = callable(changes)
+        if changes and not callable(changes):
+            size += sum([len(change.value or b"") for change in changes])
+            told = any(change.value is not None for change in changes)
+        if self._store.space.space and (appends or told):
+            self._store.space.require(records=bool(appends))
+        self._committer.require_room(size)
         waiter: asyncio.Future[None] | None = asyncio.get_running_loop().create_future() if durable else None
         frame = PendingFrame(self._next_sequence, waiter)
         now_ms = self._seams.clock.now_ms()
         try:
             answers = [self._add(frame, append, log, head, now_ms) for append, (log, head) in zip(appends, checked, strict=True)]
+            if changes:
+                self._spaces.admit(frame, changes(answers) if callable(changes) else changes)
         except BaseException:
             self._take_back(frame)
             raise
         self._committer.submit(frame)
-        if waiter is not None:
-            await waiter
-        return answers
+        return answers, waiter
 
     def _check(self, append: Append) -> tuple[PartitionLog, tuple[int, ...]]:
         """Nothing is handed out before every batch of the call has passed."""
-        topic = self._topic(append.topic)
+        topic = self._topics.get(append.topic)
+        if topic is None:
+            raise UnknownTopic(append.topic)
         log = self._log(topic, append.partition)
-        size, size_max = len(append.batch), batch_bytes_max(topic.configs)
+        batch = append.batch
+        size, size_max = len(batch), self._batch_bytes_max[append.topic]
         if size > size_max:
             raise RecordTooLarge("record batch", size, f"max.message.bytes of topic {topic.name!r}", size_max)
         if size < BATCH_HEAD_BYTES:
             raise BatchRefused(f"{size} bytes are no record batch")
-        head = _BATCH_HEAD.unpack_from(append.batch)
+        head = _BATCH_HEAD.unpack_from(batch)
         if head[1] != size - 12 or head[3] != 2 or head[6] < 0 or not 0 < head[12] <= head[6] + 1:
             raise BatchRefused("length, magic, last offset delta or count contradict each other")
         return log, head
@@ -422,7 +514,9 @@ class EmbeddedEngine:
         sequence = self._next_sequence
         clear = b"".join((base.to_bytes(8, "big"), memoryview(append.batch)[8:]))
         hashes = None if append.keys is None else self._hashes(log.topic_id, append.keys)
-        flags = _flags(attributes, append.has_expiry) | (0 if hashes is None else FLAG_KEYS_COMPLETE)
+        flags = 0 if hashes is None else FLAG_KEYS_COMPLETE
+        if append.has_expiry or attributes & KAFKA_FLAGS:
+            flags |= _flags(attributes, append.has_expiry)
         sealed = self._store.keys.seal_batch(
             clear,
             flags=flags,
@@ -447,6 +541,8 @@ class EmbeddedEngine:
 
     def _hashes(self, topic_id: bytes, keys: Sequence[bytes | None]) -> list[int]:
         hasher = self._store.keys.hasher(topic_id)
+        if len(keys) == 1 and (key := keys[0]) is not None:
+            return [hasher.hash(key)]
         if None in keys:
             keys = [NULL_KEY if key is None else key for key in keys]
         return sorted(hasher.hash_all(cast("Sequence[bytes]", keys)))
@@ -461,41 +557,43 @@ class EmbeddedEngine:
         """The group is durable (or written, with `os`): make it visible."""
         changed: dict[bytes, None] = {}
         for frame in group.frames:
-            self._table.apply(frame.entries)
+            if frame.entries:
+                self._table.apply(frame.entries)
+                self._spaces.settle(frame)
             for batch in frame.batches:
                 log = batch.partition
+                sealed = batch.sealed
                 log.grow(
                     group.file,
                     batch.stored,
-                    position=batch.position,
-                    size=batch.sealed.size,
-                    flags=batch.flags,
-                    tag=batch.sealed.tag,
-                    previous_tag=batch.previous_tag,
-                    key_hashes=batch.key_hashes,
+                    batch.position,
+                    sealed.size,
+                    batch.flags,
+                    sealed.tag,
+                    batch.previous_tag,
+                    batch.key_hashes,
                 )
-                log.ring.push(batch.stored)
-                self._ring.append(log)
-                self._ring_bytes += len(batch.stored.batch)
+                self._recent.push(log, batch.stored)
                 self._batches += 1
                 changed[log.topic_id] = None
                 self._store.next_sequence = batch.stored.sequence + 1
-        self._trim_ring()
+        self._recent.trim()
         self._wake([topic.name for topic_id in changed if (topic := self._by_id.get(topic_id)) is not None])
-
-    def _trim_ring(self) -> None:
-        while self._ring_bytes > self.options.ring_bytes_max and self._ring:
-            log = self._ring.popleft()
-            oldest = log.ring.items[log.ring.start]
-            self._ring_bytes -= len(oldest.batch)
-            log.ring_floor = oldest.sequence
-            log.ring.drop_first()
 
     def _roll_back(self) -> None:
         """After a failed write: nothing that was only handed out exists any more."""
         for log in self._store.partitions.values():
             log.roll_back()
+        self._spaces.roll_back()
         self._next_sequence = self._store.next_sequence
+
+    # -- state beside data ------------------------------------------------------------------------------------------------
+
+    def state(self, space: StateSpace, key: bytes) -> bytes | None:
+        return self._spaces.get(space, key)
+
+    def states(self, space: StateSpace) -> Iterator[tuple[bytes, bytes]]:
+        return self._spaces.items(space)
 
     # -- waking readers ---------------------------------------------------------------------------------------------------
 
@@ -510,24 +608,36 @@ class EmbeddedEngine:
 
         return unwatch
 
+    def watch_all(self, wake: Callable[[], None]) -> Callable[[], None]:
+        self._watchers_of_all[wake] = None
+
+        def unwatch() -> None:
+            self._watchers_of_all.pop(wake, None)
+
+        return unwatch
+
     def _wake(self, names: Sequence[str]) -> None:
-        for name in names:
-            for wake in list(self._watchers.get(name, ())):
-                try:
-                    wake()
-                except Exception:  # one reader's mistake must not undo what is durable for everybody
-                    logger.exception("a reader of topic %s could not be woken", name)
+        wakes = [wake for name in names for wake in self._watchers.get(name, ())]
+        for wake in [*wakes, *self._watchers_of_all] if names else ():
+            try:
+                wake()
+            except Exception:  # one reader's mistake must not undo what is durable for everybody
+                logger.exception("a reader of %s could not be woken", ", ".join(names))
 
     async def _visible(self, topic: str, deadline_ms: int, seen: int) -> bool:
         """Wait for the next commit on the topic; False when the deadline passed first.
 
         `seen` is what `next_sequence` was when the caller began to look: a commit since then woke nobody.
         """
+        if deadline_ms > self._seams.clock.monotonic_ms():
+            self._topic(topic)  # deleted since the caller looked: nobody would wake it any more
+        return await self._woken(lambda wake: self.watch(topic, wake), deadline_ms, seen)
+
+    async def _woken(self, watch: Callable[[Callable[[], None]], Callable[[], None]], deadline_ms: int, seen: int) -> bool:
         left_ms = deadline_ms - self._seams.clock.monotonic_ms()
         if left_ms <= 0:
             return False
-        self._require_running()  # closed or deleted since the caller looked: nobody would wake it any more
-        self._topic(topic)
+        self._require_running()  # closed since the caller looked
         if self._store.next_sequence != seen:
             return True
         happened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -536,7 +646,7 @@ class EmbeddedEngine:
             if not happened.done():
                 happened.set_result(None)
 
-        unwatch = self.watch(topic, wake)
+        unwatch = watch(wake)
         try:
             # Not `wait_for`: in Python 3.11 it swallows a cancellation that meets the result, and the reader would never end.
             async with asyncio.timeout(left_ms / 1000):
@@ -572,8 +682,11 @@ class EmbeddedEngine:
             return Fetched([], offset, log.log_start, log.high_watermark, [])
         with _unknown_when_deleted(name):
             found = await self._lookup.from_offset(log, offset, min(bytes_max, self.options.fetch_bytes_max))
-        damage = [_damage(topic, number, found_range) for number, found_range in found.damage]
-        return Fetched(found.stored, found.reached, log.log_start, log.high_watermark, damage)
+        if offset < log.log_start:  # it moved meanwhile, and files may have gone from under the read
+            raise OffsetOutOfRange(name, partition, offset, log.log_start, log.high_watermark)
+        damage = _damages([(topic, log, lost) for lost in found.damage])
+        stored = [_kept(log, batch) for batch in found.stored]
+        return Fetched(stored, found.reached, log.log_start, log.high_watermark, damage)
 
     async def tail(
         self,
@@ -589,7 +702,7 @@ class EmbeddedEngine:
         while True:
             seen = self._store.next_sequence
             tail = await self._tail_now(topic, from_sequence, bytes_max, partitions, key)
-            if tail.batches or tail.damage:
+            if tail.batches or tail.damage or tail.gap:
                 return tail
             from_sequence = max(from_sequence, tail.next_sequence)
             if not await self._visible(topic, deadline_ms, seen):
@@ -606,7 +719,56 @@ class EmbeddedEngine:
         logs = self._logs(topic, partitions)
         with _unknown_when_deleted(name):
             found = await self._lookup.from_sequence(logs, from_sequence, min(bytes_max, self.options.fetch_bytes_max), key_hash)
-        return Tail(found.stored, found.reached, [_damage(topic, number, lost) for number, lost in found.damage])
+        batches = [_kept(log, stored) for log, stored in found.stored]
+        damage = _damages([(topic, log, lost) for log, lost in found.damage])
+        return Tail(batches, found.reached, damage, _gaps([(topic.name, log) for log in logs], from_sequence, found.reached))
+
+    async def scan(self, from_sequence: int, *, topics: Callable[[str], bool], bytes_max: int, wait_max_ms: int = 0) -> Scan:
+        deadline_ms = self._seams.clock.monotonic_ms() + wait_max_ms
+        while True:
+            seen = self._store.next_sequence
+            scan = await self._scan_now(from_sequence, topics, min(bytes_max, self.options.fetch_bytes_max))
+            if scan.batches or scan.damage or scan.gap:
+                return scan
+            from_sequence = max(from_sequence, scan.next_sequence)
+            if not await self._woken(self.watch_all, deadline_ms, seen):
+                return scan
+
+    async def _scan_now(self, from_sequence: int, topics: Callable[[str], bool], bytes_max: int) -> Scan:
+        while True:
+            self._require_running()
+            if from_sequence >= self._store.next_sequence:
+                return Scan([], from_sequence, [])
+            picked = {topic.topic_id: topic for topic in self._topics.values() if topics(topic.name)}
+            try:
+                found = await self._scan_topics(picked, from_sequence, bytes_max)
+            except KeyShredded:
+                if all(topic_id in self._by_id for topic_id in picked):
+                    raise
+                continue  # one was deleted while it was read: the others are not held up by it
+            batches = [
+                (topic.name, _kept(log, stored))
+                for log, stored in found.stored
+                if (topic := self._by_id.get(log.topic_id)) is not None
+            ]
+            damage = _damages(
+                (topic, log, lost) for log, lost in found.damage if (topic := self._by_id.get(log.topic_id)) is not None
+            )
+            return Scan(batches, found.reached, damage, self._gaps_of(picked, from_sequence, found.reached))
+
+    def _gaps_of(self, picked: Mapping[bytes, Topic], from_sequence: int, reached: int) -> list[Gap]:
+        if from_sequence > self._cut_newest:
+            return []  # the usual reader, whatever the number of partitions
+        logs = [log for log in self._store.partitions.values() if from_sequence <= log.cut_sequence < reached]
+        names = [(topic.name, log) for log in logs if (topic := picked.get(log.topic_id)) is not None]
+        return _gaps(names, from_sequence, reached)
+
+    async def _scan_topics(self, picked: Mapping[bytes, Topic], from_sequence: int, bytes_max: int) -> InOrder:
+        recent = self._recent.since(from_sequence)
+        if recent is not None:
+            return self._lookup.from_memory(recent, lambda log: log.topic_id in picked, bytes_max)
+        logs = [log for topic in picked.values() for log in self._logs(topic)]
+        return await self._lookup.from_sequence(logs, from_sequence, bytes_max, None)
 
     async def find_latest(self, topic: str, partition: int, key: bytes | None) -> Stored | None:
         self._require_running()
@@ -614,7 +776,8 @@ class EmbeddedEngine:
         log = self._log(found, partition)
         key_hash = self._store.keys.hasher(found.topic_id).hash(NULL_KEY if key is None else key)
         with _unknown_when_deleted(topic):
-            return await self._lookup.newest_with_key(log, key, key_hash)
+            latest = await self._lookup.newest_with_key(log, key, key_hash)
+        return None if latest is None else _kept(log, latest)
 
     def offsets(self, topic: str) -> list[PartitionOffsets]:
         return [PartitionOffsets(log.partition, log.log_start, log.high_watermark) for log in self._logs(self._topic(topic))]
@@ -639,15 +802,15 @@ class EmbeddedEngine:
         return self._store.next_sequence
 
     def append_problem(self) -> str | None:
-        return self._committer.problem()
+        return self._committer.problem() or (str(self._store.space.problem()) if self._store.space.space else None)
 
     def damage(self) -> list[Damage]:
-        return [
-            _damage(topic, log.partition, lost)
+        return _damages(
+            (topic, log, lost)
             for log in self._store.partitions.values()
             if (topic := self._by_id.get(log.topic_id)) is not None
             for lost in log.damage()
-        ]
+        )
 
     def stats(self) -> EngineStats:
         return EngineStats(
@@ -659,11 +822,16 @@ class EmbeddedEngine:
             bytes_journaled=self._committer.bytes_written,
             append_failures=self._committer.failures,
             append_queue_bytes=self._committer.pending_bytes(),
-            ring_bytes=self._ring_bytes,
+            ring_bytes=self._recent.size,
             file_reads=self._lookup.file_reads,
             sealed_in_place=self._store.sealed_in_place,
             merges=self._merges,
             merged_bytes=self._merged_bytes,
+            log_starts_moved=self._log_starts_moved,
+            files_swept=self._swept_files,
+            bytes_swept=self._swept_bytes,
+            disk_full=int(self._store.space.space),
+            disk_full_times=self._store.space.times_full,
             damaged_ranges=len(self.damage()) + len(self._store.unattributed),
             next_sequence=self._store.next_sequence,
             free_disk_bytes=self._seams.disk.free_bytes(),
@@ -674,11 +842,21 @@ class EmbeddedEngine:
     def _consider_merge(self) -> None:
         if not self._running or (self._merging is not None and not self._merging.done()):
             return
-        if choose(self._store):
+        drop_dead_extents(self._store)
+        if choose(self._store) or dead_files(self._store):
             self._merging = asyncio.get_running_loop().create_task(self._merge_all(), name="merge")
 
     async def _merge_all(self) -> None:
-        while self._running and (inputs := choose(self._store)):
+        while self._running:
+            if not await self._sweep():
+                return
+            if not (inputs := choose(self._store)):
+                if dead_files(self._store):
+                    continue
+                return
+            size = sum(extent.summary.size for file in inputs for extent in self._store.live_extents(file))
+            if not self._store.space.room_for(size):
+                return  # for the time of a merge both copies are there
             merge = Merge(self._store, inputs)
             try:
                 snapshot, group = await self._write_merged(merge)
@@ -699,9 +877,83 @@ class EmbeddedEngine:
     async def _write_merged(self, merge: Merge) -> tuple[int, int]:
         """All that must be durable before the manifest lists the merged files; returns the snapshot's number and its group."""
         await merge.write()
-        entries = self._table.entries()
-        group = await self._committer.flush_view()
+        group, entries = await self._durable_state()
         return await self._store.save_snapshot(group, entries), group
+
+    async def _durable_state(self) -> tuple[int, list[Entry]]:
+        """The view made durable: its group, and all entries at that group."""
+        entries = self._table.entries()
+        return await self._committer.flush_view(), entries
+
+    async def _sweep(self) -> bool:
+        """False when the disk refused: the next full journal tries again."""
+        try:
+            swept = await sweep(self._store, self._durable_state)
+        except OSError as problem:
+            logger.warning("removing files of which nothing is kept is put off: %s", problem)
+            return False
+        self._swept_files += swept.files
+        self._swept_bytes += swept.size
+        return True
+
+    async def mend(self, work: Callable[[LogStore], Awaitable[None]]) -> None:
+        """For `broker/log/repair.py`: footers are written again while nothing is merged or swept."""
+        if self._merging is not None:
+            await asyncio.wait([self._merging])
+        await work(self._store)
+
+    # -- letting records go -----------------------------------------------------------------------------------------------
+
+    async def delete_records(self, topic: str, partition: int, before_offset: int) -> int:
+        self._require_running()
+        self._log(self._topic(topic), partition)
+        return await self._to_the_end(self._delete_records(topic, partition, before_offset))
+
+    async def _delete_records(self, name: str, partition: int, before_offset: int) -> int:
+        async with self._naming:
+            log = self._log(self._topic(name), partition)
+            offset = log.high_watermark if before_offset == -1 else before_offset
+            if not 0 <= offset <= log.high_watermark:
+                raise OffsetOutOfRange(name, partition, offset, log.log_start, log.high_watermark)
+            await self._move_log_starts([(log, offset)])
+        return log.log_start
+
+    async def _move_log_starts(self, places: Sequence[tuple[PartitionLog, int]]) -> int:
+        """Durably, all together; under the lock of changes, so that no topic is deleted meanwhile."""
+        starts = [(log, await start_at(self._store, log, offset)) for log, offset in places if offset > log.log_start]
+        if starts:
+            await self._commit_entries([log_start_entry(log, start) for log, start in starts], flush_view=False)
+            for log, start in starts:
+                log.begin_at(start)
+                self._cut_newest = max(self._cut_newest, start.cut_sequence)
+            self._log_starts_moved += len(starts)
+            self._consider_merge()
+        return len(starts)
+
+    async def apply_retention(self) -> int:
+        self._require_running()
+        return await self._to_the_end(self._apply_retention())
+
+    async def _apply_retention(self) -> int:
+        async with self._naming:
+            now_ms = self._retention_clock.now_ms()
+            places = [
+                (log, kept_from(log, topic.configs, now_ms)) for topic in self._topics.values() for log in self._logs(topic)
+            ]
+            return await self._move_log_starts(places)
+
+    async def _retain(self) -> None:
+        while self._running:
+            try:
+                async with asyncio.timeout(self.options.retention_check_ms / 1000):
+                    await self._retention_due.wait()
+            except TimeoutError:
+                pass
+            self._retention_due.clear()
+            try:
+                await self.apply_retention()
+            except (BrokerError, KeyProblem, OSError) as problem:
+                logger.warning("retention is put off to the next look: %s", problem)
 
 
 @contextmanager
@@ -720,8 +972,31 @@ def _flags(attributes: int, has_expiry: bool) -> int:
     return flags | FLAG_CONTROL if attributes & KAFKA_CONTROL else flags
 
 
-def _damage(topic: Topic, partition: int, lost: DamagedRange) -> Damage:
-    return Damage(topic.name, partition, lost.start, lost.end, lost.reason)
+def _damages(found: Iterable[tuple[Topic, PartitionLog, DamagedRange]]) -> list[Damage]:
+    """What of it is still part of the log."""
+    return [
+        Damage(topic.name, log.partition, max(lost.start, log.log_start), lost.end, lost.reason)
+        for topic, log, lost in found
+        if lost.end > log.log_start
+    ]
+
+
+def _kept(log: PartitionLog, stored: Stored) -> Stored:
+    """A batch that the log start lies in keeps its bytes, and says which of its records are left."""
+    if stored.base_offset >= log.log_start:
+        return stored
+    return msgspec.structs.replace(stored, first_offset=log.log_start)
+
+
+def _gaps(logs: Sequence[tuple[str, PartitionLog]], from_sequence: int, reached: int) -> list[Gap]:
+    """What a reader from a sequence on, who has got to another now, passed by because it is gone."""
+    if from_sequence <= 1:
+        return []
+    return [
+        Gap(name, log.partition, log.missed_from(from_sequence), log.log_start)
+        for name, log in logs
+        if from_sequence <= log.cut_sequence < reached
+    ]
 
 
 def _topic_entry(topic: Topic) -> Entry:
@@ -730,6 +1005,7 @@ def _topic_entry(topic: Topic) -> Entry:
 
 
 def _topic_of(topic_id: bytes, value: bytes) -> Topic:
+    check_entry_version(f"the state entry of topic {topic_id.hex()}", value)
     state = msgspec.msgpack.decode(value, type=TopicState)
     return Topic(topic_id, state.name, state.partitions, state.configs, state.created_at_ms)
 

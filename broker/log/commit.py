@@ -10,15 +10,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 
 import msgspec
 
-from broker.errors import AppendUnknown, Closed, Overloaded
+from broker.errors import AppendUnknown, BrokerError, Closed, Overloaded
 from broker.log.files import LogFile
 from broker.log.journal import ActiveJournal, Group, PendingFrame
 from broker.log.layout import FILE_HEADER_BYTES
 from broker.log.manifest import FileState
+from broker.log.reserve import is_full
 from broker.log.state import StagedWrite, StateView
 from broker.log.store import LogStore
 
@@ -55,8 +56,12 @@ class Committer:
         self._last_group = 0
         self._failed: Exception | None = None
         self._closing = False
+        self._opened_at_ms = 0
         self._view_failed = False
         self._view_group = 0
+        self._unsynced: list[tuple[int, StagedWrite]] = []  # commit lane: what the view must not hear of yet
+        self._sync_problem: OSError | None = None
+        self._failing: Sequence[PendingFrame] = ()
         self.groups = 0
         self.bytes_written = 0
         self.failures = 0
@@ -64,7 +69,11 @@ class Committer:
     async def open(self, last_group: int) -> None:
         """Everything up to `last_group` is durable; begin the next file."""
         self._last_group = self._durable_through = last_group
-        self._journal = await self._store.new_journal(last_group + 1)
+        self._write_to(await self._store.new_journal(last_group + 1))
+
+    def _write_to(self, journal: ActiveJournal) -> None:
+        self._journal = journal
+        self._opened_at_ms = self._store.seams.clock.monotonic_ms()
 
     # -- appending --------------------------------------------------------------------------------------------------------
 
@@ -95,6 +104,8 @@ class Committer:
                 await self._fail(problem)
 
     async def _commit_one(self) -> None:
+        if self._sync_problem is not None:
+            raise self._sync_problem
         journal = await self._room_in_journal()
         group = journal.assemble(
             self._store.keys,
@@ -106,17 +117,17 @@ class Committer:
         )
         try:
             await self._write(group)
-        except Exception as problem:
-            for frame in group.frames:
-                _reject(frame, problem)
+        except Exception:
+            self._failing = group.frames
             raise
         journal.accept(group)
         self._last_group = group.number
-        if self._store.options.durability == "fsync":
+        if group.synced:
             self._durable_through = group.number
         self.groups += 1
         self.bytes_written += group.end - group.position
         self._pending_bytes -= sum(frame.size for frame in group.frames)
+        self._store.space.spent(group.end - group.position)
         self._acknowledge(group)
 
     def _acknowledge(self, group: Group) -> None:
@@ -128,17 +139,33 @@ class Committer:
 
     async def _write(self, group: Group) -> None:
         staged = self._view.stage(group.number, group.entries) if group.entries else None
-        sync = self._store.options.durability == "fsync" or group.flush_view
-        await self._store.seams.executor.run("commit", lambda: self._write_now(group, staged, sync))
+        group.synced = self._store.options.durability == "fsync" or group.flush_view
+        await self._store.seams.executor.run("commit", lambda: self._write_now(group, staged, group.synced))
 
     def _write_now(self, group: Group, staged: StagedWrite | None, sync: bool) -> None:
         """Blocking: the journal first, then the view that follows from it."""
         buffers = group.buffers
         group.file.file.write_at(group.position, [b"".join(buffers)] if len(buffers) > SMALL_WRITE_BUFFERS else buffers)
-        if sync:
-            self._sync_journal(group.file)
+        if not sync:
+            # Its position would confirm bytes that a power cut may take: with "os" the view waits for the next sync too.
+            if staged is not None:
+                self._unsynced.append((group.number, staged))
+            return
+        self._sync_journal(group.file)
+        self._catch_up()
         if staged is not None:
             self._follow(staged, group.number, group.flush_view)
+
+    def _sync_now(self, file: LogFile) -> None:
+        """Blocking: everything written so far is on the media, and then in the view."""
+        self._sync_journal(file)
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        """Blocking: the journal was synced."""
+        waiting, self._unsynced = self._unsynced, []
+        for group, staged in waiting:
+            self._follow(staged, group, False)
 
     def _follow(self, staged: StagedWrite | None, group: int, flush: bool) -> None:
         """Blocking. What the journal holds durably is decided, so a view that fails undoes nothing: nothing more is written to
@@ -166,12 +193,16 @@ class Committer:
         journal = self._journal
         assert journal is not None
         size = self._store.options.journal_file_bytes
-        stale = journal.system_key_id != self._store.keys.system_epoch().key_id
+        stale = journal.system_key_id != self._store.keys.system_epoch().key_id or self._is_old(journal)
         if journal.end < size and not stale:
             if journal.end * 2 >= size and self._next_journal is None:
                 self._prepare_next(journal)
             return journal
         return await self._roll(journal)
+
+    def _is_old(self, journal: ActiveJournal) -> bool:
+        age_ms = self._store.seams.clock.monotonic_ms() - self._opened_at_ms
+        return age_ms > self._store.options.journal_age_max_ms and journal.end > FILE_HEADER_BYTES
 
     def _prepare_next(self, journal: ActiveJournal) -> None:
         """Its first group is not known yet: the entry names the group after the newest, which is at most too low."""
@@ -179,9 +210,7 @@ class Committer:
         self._next_journal = asyncio.get_running_loop().create_task(make, name="next-journal")
 
     async def _roll(self, journal: ActiveJournal) -> ActiveJournal:
-        if self._store.options.durability == "os":
-            await self._store.seams.executor.run("commit", lambda: self._sync_journal(journal.file))
-            self._durable_through = journal.last_group
+        await self._sync_unsynced(journal)
         if self._next_journal is None or journal.system_key_id != self._store.keys.system_epoch().key_id:
             self._drop_next()
             self._prepare_next(journal)
@@ -191,9 +220,22 @@ class Committer:
         following.first_group = journal.last_group + 1
         following.last_group = journal.last_group
         following.file.entry = msgspec.structs.replace(following.file.entry, first_group=following.first_group)
-        self._journal = following
+        self._write_to(following)
         self._spawn(self._seal(journal))
         return following
+
+    async def _sync_unsynced(self, journal: ActiveJournal) -> None:
+        """With "os": what was acknowledged unsynced goes to the media before anything is built on it. Group numbers up to here
+        are durable then; a sync that fails leaves nothing to trust in this file, so the next commit changes it."""
+        through = journal.last_group
+        if through <= self._durable_through:
+            return
+        try:
+            await self._store.seams.executor.run("commit", lambda: self._sync_now(journal.file))
+        except OSError as problem:
+            self._sync_problem = problem
+            raise
+        self._durable_through = max(self._durable_through, through)
 
     def _drop_next(self) -> None:
         if self._next_journal is not None:
@@ -223,33 +265,54 @@ class Committer:
         self.failures += 1
         logger.error("append failed, changing the journal file", exc_info=problem)
         self._failed = problem
-        for frame in self._pending:
-            _reject(frame, self._failed)
+        waiting = [*self._failing, *self._pending]
+        self._failing = ()
         self._pending.clear()
         self._pending_bytes = 0
         self._roll_back()
         self._drop_next()
+        refused = False
+        if is_full(problem):
+            await self._store.space.refused()
+            refused = await self._changed_file()  # the closed file ends before them, durably: they are not there
+        for frame in waiting:
+            _reject(frame, self._store.space.problem() if refused else AppendUnknown(str(problem)))
         await self._change_file_until_it_works()
+
+    async def _changed_file(self) -> bool:
+        try:
+            await self._change_file()
+        except OSError as problem:
+            logger.warning("no new journal file yet: %s", problem)
+            return False
+        self._failed = None
+        return True
 
     async def _change_file_until_it_works(self) -> None:
         while self._failed is not None and not self._closing:
-            try:
-                await self._change_file()
-            except OSError as problem:
-                logger.warning("no new journal file yet: %s", problem)
+            if not await self._changed_file():
                 await asyncio.sleep(self._store.options.recover_retry_ms / 1000)
-            else:
-                self._failed = None
 
     async def _change_file(self) -> None:
         journal = self._journal
         assert journal is not None
         if journal.file.entry.state is FileState.OPEN:
+            await self._sync_what_stands(journal)
             journal.file.entry = msgspec.structs.replace(
                 journal.file.entry, state=FileState.CLOSED, data_end=max(journal.end, FILE_HEADER_BYTES)
             )
-        self._journal = await self._store.new_journal(journal.last_group + 1)
+        self._write_to(await self._store.new_journal(journal.last_group + 1))
         self._sealed()
+
+    async def _sync_what_stands(self, journal: ActiveJournal) -> None:
+        """Closed files count as durable. With "os" and a disk that cannot sync they may not be; what a power cut then takes is
+        reported as damage, which it is."""
+        if self._sync_problem is None:
+            try:
+                await self._sync_unsynced(journal)
+            except OSError as problem:
+                logger.error("%s could not be synced (%s): a power cut may take records from it", journal.file.path, problem)
+        self._sync_problem = None
 
     # -- stopping ---------------------------------------------------------------------------------------------------------
 
@@ -268,15 +331,17 @@ class Committer:
             task.cancel()
 
     async def _confirm(self, journal: ActiveJournal) -> None:
-        durable = self._durable_through
-        if self._store.options.durability == "os":
-            await self._store.seams.executor.run("commit", lambda: self._sync_journal(journal.file))
-            durable = journal.last_group
-        group = journal.assemble(
-            self._store.keys, deque(), 0, durable, self._store.seams.clock.now_ms(), self._store.next_sequence
-        )
-        group.flush_view = True
         try:
+            await self._sync_unsynced(journal)
+            group = journal.assemble(
+                self._store.keys,
+                deque(),
+                0,
+                self._durable_through,
+                self._store.seams.clock.now_ms(),
+                self._store.next_sequence,
+            )
+            group.flush_view = True
             await self._write(group)
             await self._store.seams.executor.run("commit", lambda: self._follow(None, 0, True))
         except OSError as problem:
@@ -285,6 +350,8 @@ class Committer:
     async def flush_view(self) -> int:
         """Make the view durable, saying itself how far it goes; returns the group. Journals up to it need no replay."""
         group = self._last_group
+        if self._journal is not None:
+            await self._sync_unsynced(self._journal)
         position = self._view.stage(group, [])
         await self._store.seams.executor.run("commit", lambda: self._follow(position, group, True))
         return group
@@ -297,6 +364,6 @@ class Committer:
         return self._pending_bytes
 
 
-def _reject(frame: PendingFrame, problem: BaseException) -> None:
+def _reject(frame: PendingFrame, refusal: BrokerError) -> None:
     if frame.waiter is not None and not frame.waiter.done():
-        frame.waiter.set_exception(AppendUnknown(str(problem)))
+        frame.waiter.set_exception(refusal)

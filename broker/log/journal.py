@@ -18,7 +18,6 @@ from broker.log.layout import (
     GROUP_HEADER_BYTES,
     GROUP_MAGIC,
     JOURNAL_MAGIC,
-    DirectoryEntry,
     FileHeader,
     GroupHeader,
     pack_file_header,
@@ -56,7 +55,7 @@ class PendingBatch:
 class PendingFrame:
     """What is committed together. `waiter` is resolved when it is as durable as promised, or fails."""
 
-    __slots__ = ("batches", "entries", "first_sequence", "flush_view", "size", "waiter")
+    __slots__ = ("batches", "entries", "first_sequence", "flush_view", "size", "state_bytes", "state_entries", "waiter")
 
     def __init__(self, first_sequence: int, waiter: asyncio.Future[None] | None) -> None:
         self.first_sequence = first_sequence
@@ -65,12 +64,14 @@ class PendingFrame:
         self.flush_view = False
         self.waiter = waiter
         self.size = 0
+        self.state_entries = 0  # of entries and bytes that the spaces' bounds count
+        self.state_bytes = 0
 
 
 class Group:
     """Assembled: `buffers` go to `position` of `file` in one write."""
 
-    __slots__ = ("buffers", "end", "entries", "file", "flush_view", "frames", "number", "position")
+    __slots__ = ("buffers", "end", "entries", "file", "flush_view", "frames", "number", "position", "synced")
 
     def __init__(self, file: LogFile, number: int, position: int, frames: Sequence[PendingFrame]) -> None:
         self.file = file
@@ -80,6 +81,7 @@ class Group:
         self.buffers: list[bytes] = []
         self.entries: list[Entry] = []
         self.flush_view = False
+        self.synced = False
         self.end = position
 
 
@@ -152,14 +154,9 @@ class ActiveJournal:
     @staticmethod
     def _lay_out(keys: LogKeys, frame: PendingFrame, at: int, buffers: list[bytes]) -> int:
         directory = [
-            DirectoryEntry(
-                batch.partition.topic_id,
-                batch.partition.partition,
-                batch.stored.next_offset - batch.stored.base_offset - 1,
-                batch.stored.base_offset,
-                batch.sealed.size,
-            )
+            (log.topic_id, log.partition, stored.next_offset - stored.base_offset - 1, stored.base_offset, batch.sealed.size)
             for batch in frame.batches
+            for log, stored in ((batch.partition, batch.stored),)
         ]
         clear = encode_entries(frame.entries) if frame.entries else b""
         state_bytes = len(clear) + 12 + 16 if clear else 0
@@ -168,8 +165,9 @@ class ActiveJournal:
         at += len(head)
         for batch in frame.batches:
             batch.position = at
-            buffers += batch.sealed.parts
-            at += batch.sealed.size
+            sealed = batch.sealed
+            buffers += sealed.parts
+            at += sealed.size
         if clear:
             tags = b"".join([batch.sealed.tag for batch in frame.batches])
             buffers.append(keys.seal_state(clear, head + tags))

@@ -28,6 +28,31 @@ class KeyStoreBlob:
         self._copies.write(data)
 
 
+class KeyStoreCopies:
+    """The same for who only looks: nothing is written, and copies that are not the newest whole one are named."""
+
+    def __init__(self, disk: Disk, folder: str = "", name: str = "keystore") -> None:
+        self._copies = TwoCopyFile(disk, folder, name)
+        self.wrong: list[tuple[str, str]] = []
+
+    def read(self) -> bytes | None:
+        copies = dict(self._copies.read_all())
+        if not copies:
+            return None
+        newest = max(copies.values(), key=_generation)
+        for path in self._copies.paths:
+            if path not in copies:
+                self.wrong.append((path, "is not there"))
+            elif _generation(copies[path]) < 0:
+                self.wrong.append((path, "is damaged"))
+            elif copies[path] != newest:
+                self.wrong.append((path, "is older than the other copy"))
+        return newest
+
+    def write(self, data: bytes) -> None:
+        raise PermissionError("the key store is only looked at here")
+
+
 def _generation(data: bytes) -> int:
     """-1 for a damaged copy, so that any whole one comes before it."""
     try:

@@ -7,6 +7,7 @@ damage is expected here and its caller decides what it means.
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from crc32c import crc32c
@@ -157,11 +158,15 @@ def salt_of_groups(data: bytes) -> int:
     return 0
 
 
-def pack_frame_header(first_sequence: int, entries: list[DirectoryEntry], state_bytes: int) -> bytes:
-    """Header and directory; the frame's size follows from them."""
-    size = FRAME_HEADER_BYTES + DIRECTORY_ENTRY_BYTES * len(entries) + state_bytes + sum(e.sealed_bytes for e in entries)
+def pack_frame_header(first_sequence: int, entries: Sequence[tuple[bytes, int, int, int, int]], state_bytes: int) -> bytes:
+    """Header and directory (fields of `DirectoryEntry`); the frame's size follows from them."""
+    if len(entries) == 1:  # most frames of small publishes
+        (entry,) = entries
+        size, directory = entry[4], _ENTRY.pack(*entry)
+    else:
+        size, directory = sum([entry[4] for entry in entries]), b"".join([_ENTRY.pack(*entry) for entry in entries])
+    size += FRAME_HEADER_BYTES + len(directory) + state_bytes
     head = _FRAME.pack(FRAME_MAGIC, size, first_sequence, len(entries), state_bytes)
-    directory = b"".join([_ENTRY.pack(*entry) for entry in entries])
     return head + _CRC.pack(crc32c(directory, crc32c(head))) + directory
 
 
@@ -224,6 +229,14 @@ def parse_batch_header(buffer: Buffer, position: int = 0) -> BatchHeader | None:
         return None
     header = BatchHeader._make(_BATCH.unpack_from(buffer, position))
     return header if header.sealed_bytes >= BATCH_HEADER_BYTES + 8 * header.key_hashes + TAG_BYTES else None
+
+
+def unpack_batch_header(buffer: Buffer, position: int) -> BatchHeader | None:
+    """The fields without the crc: for who authenticates the header with the batch. None when it is no header of this version."""
+    if len(buffer) < position + BATCH_HEADER_BYTES:
+        return None
+    header = BatchHeader._make(_BATCH.unpack_from(buffer, position))
+    return header if (header.magic, header.version, header.cipher) == (BATCH_MAGIC, FORMAT_VERSION, 1) else None
 
 
 def pack_trailer(number: int, data_end: int, summary_position: int, summary_bytes: int) -> bytes:

@@ -7,31 +7,43 @@ batches is wanted until it is read, because a merge may replace it meanwhile.
 from __future__ import annotations
 
 import asyncio
-import heapq
-from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from broker.batch import keys as keys_of
-from broker.batch import offset_of_timestamp
+from broker.batch import offset_of_timestamp, walk
 from broker.engine.base import Stored
 from broker.errors import DiskFailed
+from broker.log.commit_order import Row, in_commit_order
 from broker.log.files import LogFile
 from broker.log.footer import DamagedRange
-from broker.log.index import BatchIndex
 from broker.log.partition import Extent, PartitionLog
-from broker.log.reader import ReadBack, Wanted, read_batches
+from broker.log.read_ahead import ReadAhead
+from broker.log.reader import Opened, ReadBack, Wanted, chained, open_batches, parts
 from broker.log.store import LogStore
 
+READ_PARTS_MAX = 2  # threads that one read is opened on: those of the read lane
 NOT_FOUND = (-1, -1)
 
 
 class Found(NamedTuple):
-    """Batches read, damage met (partition, range), and where to go on: an offset, or a commit sequence."""
+    """Batches of one partition, damage met, and the offset to go on from."""
 
     stored: list[Stored]
-    damage: list[tuple[int, DamagedRange]]
+    damage: list[DamagedRange]
     reached: int
+
+
+class InOrder(NamedTuple):
+    """Batches in commit order and damage met, each with its partition, and the commit sequence to go on from."""
+
+    stored: list[tuple[PartitionLog, Stored]]
+    damage: list[tuple[PartitionLog, DamagedRange]]
+    reached: int
+
+
+Wanting = Callable[[PartitionLog], bool]
 
 
 class _Held:
@@ -64,7 +76,19 @@ class Lookup:
     def __init__(self, store: LogStore) -> None:
         self._store = store
         self._reads = asyncio.Semaphore(store.options.reads_in_flight_max)
+        self._pages: ReadAhead[Found] = ReadAhead(store.options.read_ahead_bytes_max // 2)
+        self._rows: ReadAhead[InOrder] = ReadAhead(store.options.read_ahead_bytes_max // 2)
         self.file_reads = 0
+
+    async def close(self) -> None:
+        """Nothing is read ahead any more."""
+        await self._pages.close()
+        await self._rows.close()
+
+    @property
+    def pages_read_ahead(self) -> int:
+        """Pages that were there before their readers asked."""
+        return self._pages.hits + self._rows.hits
 
     # -- by offset --------------------------------------------------------------------------------------------------------
 
@@ -74,11 +98,23 @@ class Lookup:
         if recent is not None:
             taken = _up_to(recent, bytes_max)
             return Found(taken, [], taken[-1].next_offset if taken else offset)
+        place = (log.place, offset, bytes_max)
+        going_on = self._pages.goes_on(place)
+        found = await self._pages.take(place)
+        if found is None or not found.stored:
+            found = await self._from_files(log, offset, bytes_max)
+        reached, following = found.reached, (log.place, found.reached, bytes_max)
+        self._pages.stopped(following)
+        if going_on and reached < log.high_watermark and log.ring.from_offset(reached) is None:
+            self._pages.start(following, bytes_max, [log], lambda: self._from_files(log, reached, bytes_max))
+        return found
+
+    async def _from_files(self, log: PartitionLog, offset: int, bytes_max: int) -> Found:
         with _Held() as held:
             wanted, reached = await self._places_from_offset(log, offset, bytes_max, held)
             read = await self._read(wanted)
         _remember([log], read)
-        damage = [(log.partition, d) for d in log.damage() if d.end > offset and d.start < reached]
+        damage = [d for d in log.damage() if d.end > offset and d.start < reached]
         return Found(_undamaged(read.stored, damage), damage, reached)
 
     async def _places_from_offset(self, log: PartitionLog, offset: int, bytes_max: int, held: _Held) -> tuple[list[Wanted], int]:
@@ -99,68 +135,62 @@ class Lookup:
 
     # -- by commit sequence -----------------------------------------------------------------------------------------------
 
-    async def from_sequence(self, logs: Sequence[PartitionLog], sequence: int, bytes_max: int, key_hash: int | None) -> Found:
-        """Batches of several partitions in commit order, up to `bytes_max` (at least one)."""
+    async def from_sequence(self, logs: Iterable[PartitionLog], sequence: int, bytes_max: int, key_hash: int | None) -> InOrder:
+        """Batches of several partitions, of whatever topics, in commit order, up to `bytes_max` (at least one)."""
+        among = list(logs)
+        places = tuple([log.place for log in among])
+        place = (places, sequence, bytes_max, key_hash)
+        going_on = self._rows.goes_on(place)
+        found = await self._rows.take(place)
+        if found is None or not found.stored:  # one without batches says how far it looked then, and there may be some now
+            found = await self._merged(among, sequence, bytes_max, key_hash)
+        reached, following = found.reached, (places, found.reached, bytes_max, key_hash)
+        self._rows.stopped(following)
+        if going_on and reached < self._store.next_sequence and any(log.ring_floor >= reached for log in among):
+            self._rows.start(following, bytes_max, among, lambda: self._merged(among, reached, bytes_max, key_hash))
+        return found
+
+    async def _merged(self, logs: Sequence[PartitionLog], sequence: int, bytes_max: int, key_hash: int | None) -> InOrder:
         visible = self._store.next_sequence
         with _Held() as held:
-            rows: list[list[tuple[int, int, Stored | Wanted]]] = [
-                await self._row(log, sequence, bytes_max, key_hash, held) for log in logs
-            ]
-            taken: list[Stored | Wanted] = []
-            size, reached = 0, visible
-            for found, length, item in heapq.merge(*rows, key=lambda row: row[0]):
-                if found >= visible:
-                    break  # became visible while this looked: the next call's
-                size += length
-                if taken and size > bytes_max:
-                    reached = found
-                    break
-                taken.append(item)
-            read = await self._read([item for item in taken if isinstance(item, Wanted)])
-        _remember(logs, read)
-        stored = [item for item in taken if isinstance(item, Stored)] + read.stored
+            rows = [Row(log, sequence, key_hash, self._store.index_of) for log in logs]
+            taken, reached = await in_commit_order(rows, visible, bytes_max, held.add)
+            read = await self._read([due.item for _, due in taken if isinstance(due.item, Wanted)])
+        owners = {due.sequence: log for log, due in taken}
+        _remember(owners.values(), read)
+        stored = [due.item for _, due in taken if isinstance(due.item, Stored)] + read.stored
         stored.sort(key=lambda found: found.sequence)
-        touched = [(log.partition, d) for log in logs for d in log.damage() if any(_touches(d, s, log.partition) for s in stored)]
-        passed = [(log.partition, d) for log in logs for d in _passed(log, stored)]
-        damage = list(dict.fromkeys(read.damage + touched + passed))
-        return Found(_undamaged(stored, damage), damage, reached)
+        return _without_damage([(owners[found.sequence], found) for found in stored], read, owners.values(), reached)
 
-    async def _row(
-        self, log: PartitionLog, sequence: int, bytes_max: int, key_hash: int | None, held: _Held
-    ) -> list[tuple[int, int, Stored | Wanted]]:
-        """One partition's next batches in commit order: all there are, or more than `bytes_max` and more than one, so that the
-        last of a row cut short is never taken and nothing behind it is passed by."""
-        if key_hash is None and sequence > log.ring_floor:
-            return [(found.sequence, len(found.batch), found) for found in log.ring.from_sequence(sequence)]
-        row: list[tuple[int, int, Stored | Wanted]] = []
-        size, reached = 0, sequence
-        while (extent := _extent_with(log, reached)) is not None:
-            held.add(extent.file)
-            index = await self._store.index_of(extent)
-            for ordinal in _ordinals(index, index.at_sequence(reached), key_hash):
-                place = index.place(ordinal)
-                recent = None if key_hash is None else log.ring.at(place.base_offset)
-                item = recent or Wanted(extent.file, place, log.topic_id, log.partition)
-                row.append((place.sequence, place.size, item))
-                size += place.size
-                if size > bytes_max and len(row) > 1:
-                    return row
-            reached = extent.summary.max_sequence + 1
-        return row
+    def from_memory(self, recent: Iterable[tuple[PartitionLog, Stored]], wanted: Wanting, bytes_max: int) -> InOrder:
+        """The same out of the newest batches of all partitions, those that `wanted` says."""
+        taken: list[tuple[PartitionLog, Stored]] = []
+        size, reached = 0, self._store.next_sequence
+        for log, stored in recent:
+            if not wanted(log) or stored.next_offset <= log.log_start:
+                continue
+            size += len(stored.batch)
+            if taken and size > bytes_max:
+                reached = stored.sequence
+                break
+            taken.append((log, stored))
+        return _without_damage(taken, ReadBack([], []), [log for log, _ in taken], reached)
 
     # -- by key -----------------------------------------------------------------------------------------------------------
 
     async def newest_with_key(self, log: PartitionLog, key: bytes | None, key_hash: int) -> Stored | None:
         """The newest batch that really holds the key: hashes and batches of unknown keys only make candidates."""
         below = log.high_watermark
-        while (extent := _extent_below(log, below)) is not None:
+        while below > log.log_start and (extent := _extent_below(log, below)) is not None:
             with _Held() as held:
                 held.add(extent.file)
                 index = await self._store.index_of(extent)
                 for ordinal in reversed(index.with_key(key_hash)):
                     want = Wanted(extent.file, index.place(ordinal), log.topic_id, log.partition)
+                    if want.place.next_offset <= log.log_start:
+                        return None
                     stored = await self._one(log, want)
-                    if stored is not None and key in keys_of(stored.batch):
+                    if stored is not None and _holds(stored, key, log.log_start):
                         return stored
             below = extent.summary.first_offset
         return None
@@ -172,8 +202,7 @@ class Lookup:
             return next(iter(recent), None)
         read = await self._read([want])
         _remember([log], read)
-        damage = [(log.partition, d) for d in log.damage()]
-        return next(iter(_undamaged(read.stored, damage)), None)
+        return next(iter(_undamaged(read.stored, log.damage())), None)
 
     # -- by time ----------------------------------------------------------------------------------------------------------
 
@@ -187,11 +216,11 @@ class Lookup:
             with _Held() as held:
                 held.add(extent.file)
                 index = await self._store.index_of(extent)
-                for ordinal in range(len(index)):
+                for ordinal in range(index.at_offset(log.log_start), len(index)):
                     if index.max_timestamps[ordinal] < timestamp_ms:
                         continue
                     stored = await self._one(log, Wanted(extent.file, index.place(ordinal), log.topic_id, log.partition))
-                    found = None if stored is None else offset_of_timestamp(stored.batch, timestamp_ms)
+                    found = None if stored is None else offset_of_timestamp(stored.batch, timestamp_ms, log.log_start)
                     if found is not None:
                         return found
         return NOT_FOUND
@@ -212,7 +241,13 @@ class Lookup:
         with _Held() as held:
             for extent in held.all_of(log):
                 index = await self._store.index_of(extent)
-                lower = max((t for t in index.max_timestamps if t < below_ms), default=None)
+                first = index.at_offset(log.log_start)
+                times = list(index.max_timestamps[first:])
+                if times and index.base_offsets[first] < log.log_start:  # the youngest of its records may be deleted
+                    stored = await self._one(log, Wanted(extent.file, index.place(first), log.topic_id, log.partition))
+                    records = () if stored is None else walk(stored.batch)
+                    times[:1] = [record.timestamp_ms for record in records if record.offset >= log.log_start]
+                lower = max((t for t in times if t < below_ms), default=None)
                 if lower is not None and (newest is None or lower > newest):
                     newest = lower
         return newest
@@ -232,10 +267,9 @@ class Lookup:
                 if extent.summary.max_timestamp_ms < timestamp_ms:
                     continue
                 index = await self._store.index_of(extent)
-                hits = (s for s, t in zip(index.sequences, index.max_timestamps, strict=True) if t >= timestamp_ms)
-                found = next(hits, None)
-                if found is not None:
-                    return found
+                for ordinal in range(index.at_offset(log.log_start), len(index)):
+                    if index.max_timestamps[ordinal] >= timestamp_ms:
+                        return index.sequences[ordinal]
         return None
 
     async def _read(self, wanted: Sequence[Wanted]) -> ReadBack:
@@ -245,26 +279,29 @@ class Lookup:
         async with self._reads:
             self.file_reads += 1
             try:
-                return await self._store.seams.executor.run("read", lambda: read_batches(self._store.keys, wanted))
+                return chained(wanted, await self._open(wanted))
             except OSError as problem:
                 raise DiskFailed("reading", str(problem)) from problem
 
+    async def _open(self, wanted: Sequence[Wanted]) -> list[Opened | DamagedRange]:
+        """Large reads in parts, side by side: while one thread opens, another reads (and with two CPUs opens too)."""
+        run, keys = self._store.seams.executor.run, self._store.keys
+        cut = parts(wanted, READ_PARTS_MAX)
+        if len(cut) == 1:
+            return await run("read", lambda: open_batches(keys, wanted))
+        opened = await asyncio.gather(*[run("read", partial(open_batches, keys, part)) for part in cut])
+        return [found for part in opened for found in part]
 
-def _ordinals(index: BatchIndex, start: int, key_hash: int | None) -> Sequence[int]:
-    """Batches from `start` on, all or those that may hold the key."""
-    if key_hash is None:
-        return range(start, len(index))
-    held = index.with_key(key_hash)
-    return held[bisect_left(held, start) :]
+
+def _holds(stored: Stored, key: bytes | None, log_start: int) -> bool:
+    """Whether one of its records that are kept has the key."""
+    if stored.base_offset >= log_start:
+        return key in keys_of(stored.batch)
+    return any(record.key == key and record.offset >= log_start for record in walk(stored.batch))
 
 
 def _extent_from(log: PartitionLog, offset: int) -> Extent | None:
     at = log.extent_at_offset(offset)
-    return log.extents[at] if at < len(log.extents) else None
-
-
-def _extent_with(log: PartitionLog, sequence: int) -> Extent | None:
-    at = log.extent_at_sequence(sequence)
     return log.extents[at] if at < len(log.extents) else None
 
 
@@ -287,21 +324,40 @@ def _up_to(recent: Iterable[Stored], bytes_max: int) -> list[Stored]:
     return taken
 
 
-def _remember(logs: Sequence[PartitionLog], read: ReadBack) -> None:
+def _remember(logs: Iterable[PartitionLog], read: ReadBack) -> None:
     """Damage met by a reader is reported from then on, and carried by the next merge."""
-    for partition, damaged in read.damage:
-        for log in logs:
-            if log.partition == partition and damaged not in log.damage():
-                at = min(log.extent_at_offset(damaged.start), len(log.extents) - 1)
-                log.extents[at].summary.damage.append(damaged)
+    if not read.damage:
+        return
+    by_place = {(log.topic_id, log.partition): log for log in logs}
+    for place, damaged in read.damage:
+        log = by_place[place]
+        if log.extents and damaged not in log.damage():
+            at = min(log.extent_at_offset(damaged.start), len(log.extents) - 1)
+            log.extents[at].summary.damage.append(damaged)
 
 
-def _passed(log: PartitionLog, stored: Sequence[Stored]) -> list[DamagedRange]:
+def _without_damage(
+    found: list[tuple[PartitionLog, Stored]], read: ReadBack, logs: Iterable[PartitionLog], reached: int
+) -> InOrder:
+    """What lies in damaged ranges is left out and told of instead."""
+    damage: dict[tuple[PartitionLog, DamagedRange], None] = {}
+    touched: set[int] = set()
+    for log in dict.fromkeys(logs):
+        lost = log.damage()
+        if not lost:
+            continue
+        own = [stored for owner, stored in found if owner is log]
+        met = [damaged for place, damaged in read.damage if place == (log.topic_id, log.partition)]
+        met += [d for d in lost if any(_touches(d, stored) for stored in own)] + _passed(lost, own)
+        damage.update(dict.fromkeys((log, d) for d in met))
+        touched.update(stored.sequence for stored in own if any(_touches(d, stored) for d in lost))
+    kept = [pair for pair in found if pair[1].sequence not in touched] if touched else found
+    return InOrder(kept, list(damage), reached)
+
+
+def _passed(damage: Sequence[DamagedRange], stored: Sequence[Stored]) -> list[DamagedRange]:
     """Damaged ranges that end where one of the batches begins: whoever follows is told of them once."""
-    damage = log.damage()
-    if not damage:
-        return []
-    begins = {found.base_offset for found in stored if found.partition == log.partition}
+    begins = {found.base_offset for found in stored}
     passed: list[DamagedRange] = []
     for damaged in sorted(damage, key=lambda d: d.end, reverse=True):
         if damaged.end in begins:
@@ -310,12 +366,12 @@ def _passed(log: PartitionLog, stored: Sequence[Stored]) -> list[DamagedRange]:
     return passed
 
 
-def _touches(damaged: DamagedRange, stored: Stored, partition: int) -> bool:
-    return stored.partition == partition and stored.base_offset < damaged.end and damaged.start < stored.next_offset
+def _touches(damaged: DamagedRange, stored: Stored) -> bool:
+    return stored.base_offset < damaged.end and damaged.start < stored.next_offset
 
 
-def _undamaged(stored: list[Stored], damage: Sequence[tuple[int, DamagedRange]]) -> list[Stored]:
+def _undamaged(stored: list[Stored], damage: Sequence[DamagedRange]) -> list[Stored]:
     """Without batches that lie in ranges reported as damaged: they may open and still not be what was acknowledged."""
     if not damage:
         return stored
-    return [found for found in stored if not any(_touches(d, found, partition) for partition, d in damage)]
+    return [found for found in stored if not any(_touches(d, found) for d in damage)]

@@ -38,10 +38,12 @@ CHUNK_BYTES = 1024 * 1024
 
 
 class _Source(NamedTuple):
-    """One partition's part in the merge: its extents in the input files, consecutive and in offset order."""
+    """One partition's part in the merge: its extents in the input files, consecutive and in offset order, from the batch on
+    that holds the log start `start`."""
 
     log: PartitionLog
     extents: list[Extent]
+    start: int
 
     @property
     def size(self) -> int:
@@ -93,7 +95,7 @@ class Merge:
     def _plan(self) -> list[list[_Source]]:
         """Sources by output: one each for partitions with enough bytes, and one for the rest."""
         sources = [
-            _Source(log, extents)
+            _Source(log, extents, log.log_start)
             for log in self._store.partitions.values()
             if (extents := [extent for extent in log.extents if extent.file in self._inputs])
         ]
@@ -149,7 +151,11 @@ class Merge:
         index = BatchIndex()
         known: _Known | None = None
         for extent in source.extents:
-            for chunk in _chunks(extent, await self._store.index_of(extent)):
+            place_index = await self._store.index_of(extent)
+            first_kept = place_index.at_offset(source.start)
+            if first_kept and extent is source.extents[0]:
+                _begin_at(summary, place_index, first_kept)
+            for chunk in _chunks(extent, place_index, first_kept):
                 known = await self._copy_chunk(output, chunk, summary, index, known)
         output.parts.append((summary, index, source))
 
@@ -221,14 +227,7 @@ class Merge:
             store.summaries[file.number] = output.summary
             for part, _, source in output.parts:
                 self._swap(source, Extent(file, part, None))
-        for file in self._inputs:
-            del store.files[file.number]
-        old = store.manifest.snapshot
-        store.list_snapshot(snapshot, group)
-        await store.until_done("listing merged files", store.save_manifest)
-        await store.until_done("removing merged files", lambda: store.drop_files(self._inputs))
-        if old is not None:
-            await store.until_done("removing a snapshot", lambda: store.drop_snapshot(old))
+        await store.replace(self._inputs, snapshot, group)
 
     def _unattributed(self) -> list[DamagedRange]:
         """Damage that no partition could be named for goes on with the first output."""
@@ -269,7 +268,7 @@ class _CopyJob:
         self._target = target
         self.end = end
         self.known = known
-        self.rows: list[tuple[int, int, int, int, int, int, int, bytes, list[int] | None]] = []
+        self.rows: list[tuple[int, int, int, int, int, int, int, bytes, Sequence[int] | None]] = []
         self.damage: list[DamagedRange] = []
         self.key_places: dict[tuple[bytes, int], None] = {}
 
@@ -330,10 +329,16 @@ class _CopyJob:
         return True
 
 
-def _chunks(extent: Extent, index: BatchIndex) -> list[_Chunk]:
+def _begin_at(summary: PartitionSummary, index: BatchIndex, ordinal: int) -> None:
+    """Batches below the log start are left behind: the merged extent begins with the first one that is kept."""
+    summary.chain_in = index.place(ordinal - 1).tag
+    summary.first_offset = index.place(ordinal).base_offset if ordinal < len(index) else index.place(ordinal - 1).next_offset
+
+
+def _chunks(extent: Extent, index: BatchIndex, first_kept: int = 0) -> list[_Chunk]:
     chunks: list[_Chunk] = []
     size = CHUNK_BYTES
-    for ordinal in range(len(index)):
+    for ordinal in range(first_kept, len(index)):
         place = index.place(ordinal)
         if size >= CHUNK_BYTES:
             chunks.append(_Chunk(extent, []))
@@ -359,6 +364,18 @@ def choose(store: LogStore) -> list[LogFile]:
         run = _consecutive(store, shared[start:])
         if len(run) >= store.options.merge_files_min:
             return run
+    return _mostly_dead(store)
+
+
+def _mostly_dead(store: LogStore) -> list[LogFile]:
+    """One file worth rewriting for the space it gives back, if there is one."""
+    for file in store.files.values():
+        if file.entry.state is FileState.OPEN or file.entry.data_end < store.options.merge_dead_bytes:
+            continue
+        live = sum(extent.summary.size for extent in store.live_extents(file))
+        dead = file.entry.data_end - live
+        if dead >= store.options.merge_dead_bytes and dead >= live:
+            return [file]
     return []
 
 

@@ -33,6 +33,10 @@ class LogOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     fetch_bytes_max: int = 16 * MIB
     """One read, whatever the reader asks for; a single larger batch is still served whole."""
 
+    read_ahead_bytes_max: int = 32 * MIB
+    """Pages read before their readers ask for them, of all readers together; half for readers by offset, half for those in commit
+    order. 0: nothing is read ahead."""
+
     reads_in_flight_max: int = 64
     """Reads of files at once; later ones wait."""
 
@@ -47,6 +51,49 @@ class LogOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     merge_bytes_per_s: int = 64 * MIB
     """Rate of the background merge."""
+
+    reserve_bytes: int = 64 * MIB
+    """Kept back in a file of this size and given to deletions, retention and the log's own files when the disk is full; and when
+    no more than as much again is free, records are refused with DiskFull before the disk refuses them. 0: neither."""
+
+    reserve_below_free_bytes: int = 4096 * MIB
+    """The reserve is made once less than this is free: a roomy disk needs none. Under a quota, which free space does not show,
+    set it above the size of the disk."""
+
+    space_check_ms: int = 1_000
+    """How often free space is looked at; while it is short, every `recover_retry_ms`."""
+
+    merge_dead_bytes: int = 16 * MIB
+    """A sealed file is rewritten alone when at least this many of its bytes, and at least half, belong to deleted or expired
+    records: space comes back though others share the file."""
+
+    sweep_journal_bytes: int = 64 * 1024
+    """A journal of which no record is kept goes at once if it has this many bytes; smaller ones, as stops and failures leave
+    them, are not worth a snapshot of the state each and go with the next merge."""
+
+    journal_age_max_ms: int = 60 * 60 * 1000
+    """A journal file older than this is sealed at the next append, full or not: files are what retention removes."""
+
+    retention_check_ms: int = 5 * 60 * 1000
+    """How often topics are looked at for records to let go (Kafka: log.retention.check.interval.ms)."""
+
+    clock_jump_max_ms: int = 5 * 60 * 1000
+    """When the wall clock ran ahead by more than this between two such looks, time-based retention waits ..."""
+
+    clock_settle_ms: int = 60 * 60 * 1000
+    """... for so long, and says so: a mistaken clock deletes nothing that is put right within that time."""
+
+    state_entries_max: int = 1_000_000
+    """Entries of keyed state that live beside the data: idempotency keys, positions of consumers."""
+
+    state_bytes_max: int = 256 * MIB
+    """Their keys and values together: all of it is in memory, and in each snapshot."""
+
+    state_key_bytes_max: int = 1024
+    """Key of one entry."""
+
+    state_value_bytes_max: int = 64 * 1024
+    """Value of one entry."""
 
     topics_max: int = 10_000
     """Topics of the node."""

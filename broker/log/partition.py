@@ -5,11 +5,26 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 
+import msgspec
+
 from broker.engine.base import Stored
 from broker.log.files import LogFile
 from broker.log.footer import DamagedRange, PartitionSummary
 from broker.log.index import BatchIndex
 from broker.log.layout import NO_TAG
+
+
+class LogStart(msgspec.Struct, frozen=True, gc=False):
+    """Where a partition begins. `base_offset`: of the batch that holds or follows `offset`; `chain_in`: the tag of the one before
+    it, empty where damage hides it; `cut_sequence`: of the newest batch of which records were let go."""
+
+    offset: int
+    chain_in: bytes
+    base_offset: int
+    cut_sequence: int
+
+
+STEPS_MAX = 64  # log starts remembered: where a reader of a commit sequence may have stood
 
 
 class Extent:
@@ -63,22 +78,26 @@ class Ring:
         at = bisect_left(self.items, base_offset, lo=self._dropped, key=lambda stored: stored.base_offset)
         return self.items[at] if at < len(self.items) and self.items[at].base_offset == base_offset else None
 
-    def from_sequence(self, sequence: int) -> list[Stored]:
+    def from_sequence(self, sequence: int, count: int | None = None) -> list[Stored]:
+        """Batches from a commit sequence on, all or the first `count`."""
         at = bisect_right(self.items, sequence - 1, lo=self._dropped, key=lambda stored: stored.sequence)
-        return self.items[at:]
+        return self.items[at:] if count is None else self.items[at : at + count]
 
 
 class PartitionLog:
     """Owner thread only. `next_offset` and `tag` are handed out; `high_watermark` and `visible_tag` are what readers may see."""
 
     __slots__ = (
+        "cut_sequence",
         "extents",
+        "first_kept",
         "high_watermark",
         "log_start",
         "next_offset",
         "partition",
         "ring",
         "ring_floor",
+        "steps",
         "tag",
         "topic_id",
         "visible_tag",
@@ -91,10 +110,18 @@ class PartitionLog:
         self.ring = Ring()
         self.ring_floor = 0  # the newest commit sequence of this partition that is no longer (or never was) in the ring
         self.log_start = 0
+        self.first_kept: LogStart | None = None
+        self.cut_sequence = 0
+        self.steps: list[LogStart] = []
         self.next_offset = 0
         self.high_watermark = 0
         self.tag = NO_TAG
         self.visible_tag = NO_TAG
+
+    @property
+    def place(self) -> tuple[bytes, int]:
+        """Topic id and partition."""
+        return self.topic_id, self.partition
 
     def roll_back(self) -> None:
         """Forget what was handed out and never became visible."""
@@ -104,7 +131,6 @@ class PartitionLog:
         self,
         file: LogFile,
         stored: Stored,
-        *,
         position: int,
         size: int,
         flags: int,
@@ -119,25 +145,15 @@ class PartitionLog:
             self.extents.append(extent)
         summary = extent.summary
         assert extent.index is not None
-        extent.index.add(
-            stored.base_offset,
-            stored.next_offset - stored.base_offset - 1,
-            position,
-            size,
-            stored.sequence,
-            stored.max_timestamp_ms,
-            flags,
-            tag,
-            key_hashes,
-        )
-        summary.next_offset = stored.next_offset
+        base, following, sequence, newest_ms = stored.base_offset, stored.next_offset, stored.sequence, stored.max_timestamp_ms
+        extent.index.add(base, following - base - 1, position, size, sequence, newest_ms, flags, tag, key_hashes)
         summary.batches += 1
         summary.size += size
-        summary.max_timestamp_ms = max(summary.max_timestamp_ms, stored.max_timestamp_ms)
-        summary.max_sequence = stored.sequence
-        summary.chain_out = tag
-        self.high_watermark = stored.next_offset
-        self.visible_tag = tag
+        if newest_ms > summary.max_timestamp_ms:
+            summary.max_timestamp_ms = newest_ms
+        summary.max_sequence = sequence
+        summary.chain_out = self.visible_tag = tag
+        summary.next_offset = self.high_watermark = following
 
     def _empty_summary(self, stored: Stored, previous_tag: bytes) -> PartitionSummary:
         return PartitionSummary(
@@ -155,8 +171,28 @@ class PartitionLog:
             previous_tag,
         )
 
+    def begin_at(self, start: LogStart) -> None:
+        """Records below it are let go: nobody reads them any more. Their extents stay until `drop_dead`."""
+        self.first_kept, self.log_start, self.cut_sequence = start, start.offset, start.cut_sequence
+        self.steps.append(start)
+        del self.steps[:-STEPS_MAX]
+
+    def drop_dead(self) -> list[Extent]:
+        """Take out the extents that lie wholly below the log start; returns them."""
+        at = 0
+        while at < len(self.extents) and self.extents[at].summary.next_offset <= self.log_start:
+            at += 1
+        dead = self.extents[:at]
+        del self.extents[:at]
+        return dead
+
+    def missed_from(self, sequence: int) -> int:
+        """The lowest offset that a reader that has got to this commit sequence may have missed."""
+        return max((step.offset for step in self.steps if step.cut_sequence < sequence), default=0)
+
     def damage(self) -> list[DamagedRange]:
-        return [damage for extent in self.extents for damage in extent.summary.damage]
+        found = [damage for extent in self.extents for damage in extent.summary.damage]
+        return [damage for damage in found if damage.end > self.log_start] if self.log_start and found else found
 
     def extent_at_offset(self, offset: int) -> int:
         """Position in `extents` of the one that holds `offset` or the first after it."""

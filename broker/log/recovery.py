@@ -6,12 +6,14 @@ byte that does not check ends the log. Sealed files whose footers are damaged ar
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from array import array
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
 from broker.log.footer import DamagedRange, PartitionSummary, WrappedKey
 from broker.log.index import BatchIndex
+from broker.log.journal_bytes import JournalBytes
 from broker.log.layout import (
     BATCH_HEADER_BYTES,
     FILE_HEADER_BYTES,
@@ -21,13 +23,12 @@ from broker.log.layout import (
     TAG_BYTES,
     BatchHeader,
     GroupHeader,
-    parse_file_header,
-    salt_of_groups,
 )
 from broker.log.manifest import FileEntry
-from broker.log.scan import FoundBatch, FoundFrame, FoundGroup, Gap, batches, frames, groups
+from broker.log.scan import FoundBatch, FoundFrame, FoundGroup, Gap, batches, frames
 from broker.log.sealing import LogKeys, batch_tag
 from broker.log.state import Entry, Kind, decode_entries, parse_wrapped_key
+from security.crypto.envelope import Cipher
 from security.crypto.keystore import SYSTEM_TOPIC_ID
 from security.errors import KeyProblem, KeyShredded, TamperedData
 
@@ -114,33 +115,37 @@ class Recovery:
         self._view_group = view_group
         self._next_first_group = next_first_group
         self._whole = whole
+        self._ciphers: dict[tuple[bytes, int], Cipher] = {}
+        self._region_at = 0  # where in the file the bytes begin that are looked at
         self.next_sequence = next_sequence
 
-    def read_journal(self, entry: FileEntry, data: bytes, durable_through: int, end: int) -> RecoveredFile:
+    def read_journal(self, entry: FileEntry, source: JournalBytes | bytes, durable_through: int, end: int) -> RecoveredFile:
         """`end`: where the file's data ends; `durable_through`: groups up to this number are never cut."""
         found = RecoveredFile(entry)
-        system_key_id, salt = self._adopt_system_key(entry, data)
-        walked = list(groups(data, FILE_HEADER_BYTES, end, salt))
+        data = JournalBytes.of(source, end)
+        self._keys.keyring.adopt(SYSTEM_TOPIC_ID, entry.system_key_id, entry.wrapped_system_key)
+        system_key_id = entry.system_key_id  # the manifest repeats all that the file's header says, but for the salt
+        walked = data.groups()
         if not walked or walked[0].position > FILE_HEADER_BYTES:
             self._read_before(found, data, walked, durable_through, system_key_id, end)
         for at, group in enumerate(walked):
             if found.tail_cut is not None:
+                break
+            if self._follows_a_hole(found, group, durable_through):
+                self._cut(found, found.data_end, end, "a group before the last one is gone")
                 break
             self._read_group(found, data, group, walked[at + 1 :][:1], durable_through, system_key_id, end)
         if found.tail_cut is None and found.data_end < end:
             self._cut(found, found.data_end, end, "no further group checks")
         return found
 
-    def _adopt_system_key(self, entry: FileEntry, data: bytes) -> tuple[int, int]:
-        header = parse_file_header(data[:FILE_HEADER_BYTES])
-        self._keys.keyring.adopt(SYSTEM_TOPIC_ID, entry.system_key_id, entry.wrapped_system_key)
-        if header is not None:
-            return entry.system_key_id, header.salt
-        # The manifest repeats all but the salt; the first group header that checks under its own salt gives that back.
-        return entry.system_key_id, salt_of_groups(data)
+    def _follows_a_hole(self, found: RecoveredFile, group: FoundGroup, durable_through: int) -> bool:
+        """Whether something is missing before an unconfirmed group: a power cut took it, which only happens without fsync."""
+        expected = group.position == found.data_end and group.header.number == self.last_group + 1
+        return group.header.number > durable_through and found.groups > 0 and not expected
 
     def _read_before(
-        self, found: RecoveredFile, data: bytes, walked: list[FoundGroup], durable_through: int, key_id: int, end: int
+        self, found: RecoveredFile, data: JournalBytes, walked: list[FoundGroup], durable_through: int, key_id: int, end: int
     ) -> None:
         """Bytes before the first group header that checks: the first group's header is damaged, or the file is empty."""
         region_end = walked[0].position if walked else end
@@ -161,7 +166,7 @@ class Recovery:
     def _read_group(
         self,
         found: RecoveredFile,
-        data: bytes,
+        data: JournalBytes,
         group: FoundGroup,
         following: list[FoundGroup],
         durable_through: int,
@@ -172,7 +177,7 @@ class Recovery:
         body_at = group.position + GROUP_HEADER_BYTES
         body_end = body_at + group.header.body_bytes
         confirmed, through = number <= durable_through, number
-        if confirmed and following:
+        if confirmed and following and not (number == durable_through and following[0].header.number > number + 1):
             body_end, through = following[0].position, following[0].header.number - 1
         elif confirmed and number < (last := self._last_confirmed_here(durable_through)):
             self._note_lost_groups(found, data, min(body_end, end), end, last)
@@ -195,9 +200,10 @@ class Recovery:
         self.note_sequence(found, group.header.first_sequence + group.header.batches)
         found.data_end = body_end
 
-    def _note_lost_groups(self, found: RecoveredFile, data: bytes, start: int, end: int, last: int) -> None:
+    def _note_lost_groups(self, found: RecoveredFile, data: JournalBytes, start: int, end: int, last: int) -> None:
         """Confirmed groups up to `last` belong here, though no header of theirs checks: what if nothing is there?"""
-        nothing = all(isinstance(piece, Gap) and not piece.batches for piece in frames(data, start, end))
+        region = frames(data.read(start, end), 0, max(0, end - start))
+        nothing = all(isinstance(piece, Gap) and not piece.batches for piece in region)
         if nothing and last != EVERYTHING:
             after = self.next_sequence
             found.unattributed.append(DamagedRange(after, after, GROUP_LOST))
@@ -208,7 +214,7 @@ class Recovery:
         return durable_through if following is None else min(durable_through, following - 1)
 
     def _read_region(
-        self, found: RecoveredFile, data: bytes, start: int, end: int, group: int, confirmed: bool, key_id: int
+        self, found: RecoveredFile, source: JournalBytes, start: int, end: int, group: int, confirmed: bool, key_id: int
     ) -> bool:
         """Frames in a region. False when unconfirmed bytes do not check; `data_end` is then before the first of them.
 
@@ -216,7 +222,8 @@ class Recovery:
         """
         if not confirmed:
             found.data_end = start - GROUP_HEADER_BYTES
-        for piece in frames(data, start, end):
+        data, self._region_at = source.read(start, end), start
+        for piece in frames(data, 0, end - start):
             if isinstance(piece, Gap):
                 if not confirmed:
                     return False
@@ -224,7 +231,7 @@ class Recovery:
             elif not self._read_frame(found, data, piece, group, confirmed, key_id):
                 return False
             if not confirmed:
-                found.data_end = piece.end
+                found.data_end = start + piece.end
         return True
 
     def _read_gap(self, found: RecoveredFile, data: bytes, gap: Gap, group: int) -> None:
@@ -267,10 +274,22 @@ class Recovery:
     def _all_open(self, data: bytes, found: list[FoundBatch]) -> bool:
         return all(b.header is not None and self._problem(data, b.position, b.header) in (None, "shredded") for b in found)
 
+    def _open(self, data: bytes, position: int, header: BatchHeader) -> None:
+        """As `LogKeys.open_batch`; each key is looked up once a file, not once a batch: nothing is shredded during a start."""
+        cipher = self._ciphers.get((header.topic_id, header.key_id))
+        if cipher is None:
+            cipher = self._keys.keyring.opening_cipher(header.topic_id, header.key_id)
+            self._ciphers[header.topic_id, header.key_id] = cipher
+        body_at, end = position + BATCH_HEADER_BYTES + 8 * header.key_hashes, position + header.sealed_bytes
+        if end > len(data) or body_at + TAG_BYTES > end:
+            raise TamperedData("a sealed batch shorter than its header says")
+        associated = data[position:body_at] + self._keys.cluster_id
+        self._keys.unseal(cipher, header.nonce, memoryview(data)[body_at:end], associated)
+
     def _problem(self, data: bytes, position: int, header: BatchHeader) -> str | None:
         """Why a batch cannot be served; None when it opens."""
         try:
-            self._keys.open_batch(data, position, header)
+            self._open(data, position, header)
         except TamperedData:
             return "does not authenticate"
         except KeyShredded:
@@ -289,7 +308,10 @@ class Recovery:
         named = batch.header or batch.entry
         if named is None:
             return
-        chain = self._chains.setdefault((named.topic_id, named.partition), self._new_chain())
+        place = (named.topic_id, named.partition)
+        chain = self._chains.get(place)
+        if chain is None:
+            chain = self._chains[place] = self._new_chain()
         problem = "its header is damaged" if batch.header is None else self._problem(data, batch.position, batch.header)
         if problem == "shredded":
             found.shredded_batches += 1
@@ -351,7 +373,7 @@ class Recovery:
         part.index.add(
             header.base_offset,
             header.last_offset_delta,
-            position,
+            self._region_at + position,
             header.sealed_bytes,
             header.sequence,
             header.max_timestamp_ms,
@@ -395,47 +417,41 @@ class Recovery:
         return found
 
 
-def key_hashes(data: bytes, position: int, header: BatchHeader) -> list[int] | None:
+def key_hashes(data: bytes, position: int, header: BatchHeader) -> Sequence[int] | None:
     """The hashes a sealed batch carries; None when its keys were not looked at."""
     if not header.flags & FLAG_KEYS_COMPLETE:
         return None
     at = position + BATCH_HEADER_BYTES
-    return list(memoryview(data)[at : at + 8 * header.key_hashes].cast("Q"))
+    return array("Q", data[at : at + 8 * header.key_hashes])
 
 
-def newest_durable_through(files: Iterable[tuple[FileEntry, bytes, int]]) -> int:
+def newest_durable_through(files: Iterable[tuple[FileEntry, JournalBytes | bytes, int]]) -> int:
     """D: the newest group that any group header says was synced."""
-    newest = 0
-    for _entry, data, end in files:
-        header = parse_file_header(data[:FILE_HEADER_BYTES])
-        salt = header.salt if header is not None else salt_of_groups(data)
-        for group in groups(data, FILE_HEADER_BYTES, end, salt):
-            newest = max(newest, group.header.durable_through)
-    return newest
+    return max(
+        (group.header.durable_through for _, data, end in files for group in JournalBytes.of(data, end).groups()), default=0
+    )
 
 
-def first_group(data: bytes, end: int) -> GroupHeader | None:
+def first_group(data: JournalBytes | bytes, end: int) -> GroupHeader | None:
     """The first group header that checks."""
-    header = parse_file_header(data[:FILE_HEADER_BYTES])
-    salt = header.salt if header is not None else salt_of_groups(data)
-    return next((group.header for group in groups(data, FILE_HEADER_BYTES, end, salt)), None)
+    return next((group.header for group in JournalBytes.of(data, end).groups()), None)
 
 
 def read_states(
-    keys: LogKeys, entry: FileEntry, data: bytes, last_group: int, unattributed: list[DamagedRange]
+    keys: LogKeys, entry: FileEntry, source: JournalBytes | bytes, last_group: int, unattributed: list[DamagedRange]
 ) -> list[tuple[int, list[Entry]]]:
     """The state entries of a whole journal, by group; what is lost goes to `unattributed`."""
     keys.keyring.adopt(SYSTEM_TOPIC_ID, entry.system_key_id, entry.wrapped_system_key)
-    header = parse_file_header(data[:FILE_HEADER_BYTES])
-    salt = header.salt if header is not None else salt_of_groups(data)
+    journal = JournalBytes.of(source, len(source) if isinstance(source, bytes) else source.end)
     states: list[tuple[int, list[Entry]]] = []
-    found = list(groups(data, FILE_HEADER_BYTES, len(data), salt))
+    found = journal.groups()
     # What lies before the first header that checks is read too: its groups are the ones before that one.
     starts = [FILE_HEADER_BYTES, *(group.position + GROUP_HEADER_BYTES for group in found)]
-    ends = [*(group.position for group in found), len(data)]
+    ends = [*(group.position for group in found), journal.end]
     newest = [*(group.header.number - 1 for group in found), last_group]
     for start, end, group in zip(starts, ends, newest, strict=True):
-        for frame in frames(data, start, end):
+        data = journal.read(start, end)
+        for frame in frames(data, 0, end - start):
             if isinstance(frame, Gap):
                 if may_hold_frame(frame):
                     unattributed.append(DamagedRange(0, 0, FRAME_LOST))

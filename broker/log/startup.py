@@ -3,14 +3,18 @@ section 10)."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 
 from broker.errors import FormatUnsupported, StorageDamaged
 from broker.log.files import LogFile
 from broker.log.footer import DamagedRange, read_summary
+from broker.log.journal_bytes import JournalBytes
 from broker.log.layout import FILE_HEADER_BYTES, FORMAT_VERSION, NO_TAG, GroupHeader, parse_file_header
+from broker.log.log_start import log_starts
 from broker.log.manifest import FileEntry, FileKind, FileState, newest_manifest
-from broker.log.partition import Extent
+from broker.log.partition import Extent, LogStart
 from broker.log.recovery import (
     EVERYTHING,
     Chain,
@@ -69,6 +73,7 @@ class Startup:
         self._repaired_states: list[tuple[int, list[Entry]]] = []
         self._damaged_manifests: list[str] = []
         self._view: StateView | None = None
+        self._starts: dict[PartitionKey, LogStart] = {}
 
     def run(self) -> Opened:
         try:
@@ -225,13 +230,15 @@ class Startup:
                 sealed_last_group = max(sealed_last_group, self._store.summaries[entry.number].last_group)
         for entry in footless:
             sealed_last_group = max(sealed_last_group, self._read_without_footer(entry))
+        self._starts = log_starts(table)
         recovered, last_group, ahead = self._recover(unsealed, view_group, sealed_last_group)
-        self._join_extents()
         if ahead:
             view, view_group, entries = self._view_was_ahead()
             table = StateTable()
             table.apply(entries)
         state_group = self._replay(view, table, view_group, recovered)
+        self._begin_partitions(log_starts(table))
+        self._join_extents()
         self._report.journals = len(unsealed)
         return Opened(view, table, recovered, last_group, state_group, self._next_sequence(recovered), self._report)
 
@@ -259,11 +266,10 @@ class Startup:
         journals = [other for other in self._store.manifest.files if other.kind is FileKind.JOURNAL]
         following = min((other.first_group for other in journals if other.number > entry.number), default=None)
         recovery = Recovery(self._store.keys, {}, 0, EVERYTHING, entry.first_group - 1, following, whole=False)
-        data = file.file.read_at(0, entry.data_end)
         if entry.kind is FileKind.JOURNAL:
-            found = recovery.read_journal(entry, data, EVERYTHING, entry.data_end)
+            found = recovery.read_journal(entry, JournalBytes(file.file, entry.data_end), EVERYTHING, entry.data_end)
         else:
-            found = recovery.read_segment(entry, data, entry.data_end)
+            found = recovery.read_segment(entry, file.file.read_at(0, entry.data_end), entry.data_end)
         self._add_recovered(file, found)
         self._repaired_states += found.states
         self._store.footers_repaired += 1
@@ -278,16 +284,29 @@ class Startup:
         for part in found.partitions.values():
             self._store.add_extent(file, part.summary, part.index)
 
-    def _join_extents(self) -> None:
-        """Put each partition's extents in order and check that they meet; what is missing between them is damage."""
+    def _begin_partitions(self, starts: Mapping[PartitionKey, LogStart]) -> None:
+        """What lies below the log starts is no part of the log any more, whatever files still hold of it."""
         for log in self._store.partitions.values():
             log.extents.sort(key=lambda extent: extent.summary.first_offset)
-            offset, tag = 0, NO_TAG
+        for place, start in starts.items():
+            log = self._store.partition(*place)
+            log.begin_at(start)
+            log.drop_dead()
+
+    def _join_extents(self) -> None:
+        """Check that each partition's extents meet; what is missing between them is damage."""
+        for log in self._store.partitions.values():
+            kept = log.first_kept or LogStart(0, NO_TAG, 0, 0)
+            offset, tag = kept.base_offset, kept.chain_in
+            if log.extents and log.extents[0].summary.first_offset < offset:
+                # It begins with batches that are let go: nothing says any more what they followed.
+                offset, tag = log.extents[0].summary.first_offset, b""
             for extent in log.extents:
                 part = extent.summary
-                if part.first_offset > offset:
-                    part.damage.append(DamagedRange(offset, part.first_offset, "missing between two files"))
-                elif part.chain_in != tag and not self._damaged_near(log.extents, offset):
+                if part.first_offset > max(offset, log.log_start):
+                    missing = DamagedRange(max(offset, log.log_start), part.first_offset, "missing between two files")
+                    part.damage.append(missing)
+                elif tag not in (part.chain_in, b"") and not self._damaged_near(log.extents, offset):
                     part.damage.append(DamagedRange(max(0, offset - 1), offset, "not what its successor was chained to"))
                 offset, tag = part.next_offset, part.chain_out
 
@@ -300,6 +319,9 @@ class Startup:
                 last = max((extent.summary for extent in before), key=lambda part: part.next_offset)
                 tag = None if self._damaged_near(before, last.next_offset) else last.chain_out
                 chains[place] = Chain(last.next_offset, tag)
+        for place in self._starts:
+            if place not in chains:
+                chains[place] = Chain(None, None)  # files below its log start may be gone; `_join_extents` sees if more is
         return chains
 
     @staticmethod
@@ -341,7 +363,7 @@ class Startup:
     def _read_unsealed(
         self,
         entry: FileEntry,
-        data: bytes,
+        data: JournalBytes,
         end: int,
         durable: int,
         view_group: int,
@@ -378,11 +400,10 @@ class Startup:
         sealed = [summary.first_group for n, summary in self._store.summaries.items() if n > number and summary.first_group]
         return min(unsealed + sealed, default=None)
 
-    def _load(self, entry: FileEntry) -> tuple[bytes, int]:
+    def _load(self, entry: FileEntry) -> tuple[JournalBytes, int]:
         file = self._store.files[entry.number].file
-        end = file.size() if entry.state is FileState.OPEN else entry.data_end
-        data = file.read_at(0, end)
-        return data, len(data)
+        end = file.size() if entry.state is FileState.OPEN else min(file.size(), entry.data_end)
+        return JournalBytes(file, end), end
 
     def _view_was_ahead(self) -> tuple[StateView, int, list[Entry]]:
         """It reflects a group that the journal no longer has: only damage to the newest group can do that."""
@@ -418,7 +439,7 @@ class Startup:
         for number, summary in self._store.summaries.items():
             file = self._store.files[number]
             if file.entry.kind is FileKind.JOURNAL and summary.last_group > view_group:
-                data = file.file.read_at(0, file.entry.data_end)
+                data = JournalBytes(file.file, min(file.entry.data_end, file.file.size()))
                 states += read_states(self._store.keys, file.entry, data, summary.last_group, self._store.unattributed)
         return states
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
+from typing import Any
 
 import msgspec
 
-from broker.errors import StorageDamaged
+from broker.errors import FormatUnsupported, StorageDamaged
 from broker.log.manifest import decode_content, open_small_file, seal_small_file
 from broker.log.sealing import SNAPSHOT_PURPOSE, LogKeys
 from broker.seams import KeyedStore
@@ -20,7 +21,9 @@ from security.crypto.keystore import SYSTEM_TOPIC_ID
 from security.errors import KeyProblem, TamperedData
 
 SNAPSHOT_MAGIC = b"SPZ1"
+ENTRY_VERSION = 1  # of the values that are arrays of ours
 POSITION_KEY = b"\x00"
+FIRST_SPACE = 10  # kinds from here on are spaces that others keep beside their data (`broker.engine.base.StateSpace`)
 _GROUP = struct.Struct("<Q")
 _KEY_ID = struct.Struct("<I")
 _PARTITION = struct.Struct("<I")
@@ -57,6 +60,13 @@ class Snapshot(msgspec.Struct, frozen=True, gc=False, array_like=True):
     version: int
     group: int
     entries: list[Entry]
+
+
+def check_entry_version(what: str, value: bytes) -> None:
+    """FormatUnsupported when a newer build wrote this entry."""
+    (version, *_) = msgspec.msgpack.decode(value, type=list[Any])
+    if version > ENTRY_VERSION:
+        raise FormatUnsupported(what, version, ENTRY_VERSION)
 
 
 def wrapped_key_entry(topic_id: bytes, key_id: int, wrapped: bytes) -> Entry:
@@ -142,23 +152,39 @@ class StateTable:
     """All entries in memory, as visible: what snapshots are written from and a rebuilt view is filled with."""
 
     def __init__(self) -> None:
-        self._entries: dict[tuple[int, bytes], bytes] = {}
+        self._entries: dict[int, dict[bytes, bytes]] = {}
+        self.space_entries = 0  # of the kinds that others keep beside their data
+        self.space_bytes = 0
 
     def apply(self, entries: Iterable[Entry]) -> None:
         for entry in entries:
-            if entry.value is None:
-                self._entries.pop((entry.kind, entry.key), None)
-            else:
-                self._entries[entry.kind, entry.key] = entry.value
+            kept = self._entries.setdefault(entry.kind, {})
+            known = kept.pop(entry.key, None) if entry.value is None else kept.get(entry.key)
+            if entry.value is not None:
+                kept[entry.key] = entry.value
+            if entry.kind >= FIRST_SPACE:
+                self._count(entry, known)
+
+    def _count(self, entry: Entry, known: bytes | None) -> None:
+        if known is not None:
+            self.space_entries -= 1
+            self.space_bytes -= len(entry.key) + len(known)
+        if entry.value is not None:
+            self.space_entries += 1
+            self.space_bytes += len(entry.key) + len(entry.value)
 
     def entries(self, kind: int | None = None) -> list[Entry]:
-        return [Entry(k, key, value) for (k, key), value in self._entries.items() if kind is None or k == kind]
+        kinds = self._entries if kind is None else (kind,)
+        return [Entry(k, key, value) for k in kinds for key, value in self._entries.get(k, {}).items()]
+
+    def items(self, kind: int) -> list[tuple[bytes, bytes]]:
+        return list(self._entries.get(kind, {}).items())
 
     def get(self, kind: int, key: bytes) -> bytes | None:
-        return self._entries.get((kind, key))
+        return self._entries.get(kind, {}).get(key)
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return sum(map(len, self._entries.values()))
 
     def adopt_keys(self, keys: LogKeys) -> None:
         for entry in self.entries(Kind.WRAPPED_KEY):

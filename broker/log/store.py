@@ -22,6 +22,7 @@ from broker.log.manifest import FileEntry, FileKind, FileState, Manifest, seal_m
 from broker.log.options import LogOptions
 from broker.log.partition import Extent, PartitionLog
 from broker.log.recovery import NOT_CHAINED, PartitionKey, RecoveredFile, key_hashes
+from broker.log.reserve import DiskSpace, is_full
 from broker.log.scan import batches
 from broker.log.sealing import LogKeys, batch_tag
 from broker.log.state import Entry, seal_snapshot
@@ -43,6 +44,7 @@ class LogStore:
         self.seams = seams
         self.options = options
         self.keys: LogKeys
+        self.space = DiskSpace(seams, options)
         self.manifest = Manifest(1, 0, 1, [])
         self.files: dict[int, LogFile] = {}
         self.summaries: dict[int, Summary] = {}
@@ -96,6 +98,8 @@ class LogStore:
                 return await work()
             except OSError as problem:
                 logger.warning("%s failed (%s), again in %d ms", what, problem, self.options.recover_retry_ms)
+                if is_full(problem):
+                    await self.space.refused()
                 await asyncio.sleep(self.options.recover_retry_ms / 1000)
 
     def take_number(self) -> int:
@@ -173,6 +177,22 @@ class LogStore:
     def _settle(self, extent: Extent) -> None:
         """The growing index is dropped; readers take the sealed one from the footer through the cache."""
         extent.index = None
+
+    async def replace(self, files: Sequence[LogFile], snapshot: int | None, group: int) -> None:
+        """List the present files without these, durably, and the snapshot of the state up to `group`, if any; then let them go.
+
+        Once begun it is not given up: a disk that refuses is tried again for as long as the node runs (a restart before that
+        still finds the files).
+        """
+        for file in files:
+            del self.files[file.number]
+        old = self.manifest.snapshot
+        if snapshot is not None:
+            self.list_snapshot(snapshot, group)
+        await self.until_done("listing files", self.save_manifest)
+        await self.until_done("removing files", lambda: self.drop_files(files))
+        if snapshot is not None and old is not None:
+            await self.until_done("removing a snapshot", lambda: self.drop_snapshot(old))
 
     async def drop_files(self, files: Sequence[LogFile]) -> None:
         """Files that the durable manifest no longer lists."""

@@ -17,6 +17,7 @@ from gateway.cli.client import backoff_s, unreachable
 from gateway.cli.connection import Connection
 from gateway.cli.failures import Failure, Refused, Unreachable
 from gateway.cli.positions import Position
+from gateway.cli.selection import Selection
 
 if TYPE_CHECKING:
     from websockets.exceptions import ConnectionClosed
@@ -55,10 +56,27 @@ class Lost(msgspec.Struct):
     from_offset: int
     to_offset: int
     reason: str = ""
+    topic: str = ""
 
     def __str__(self) -> str:
         why = f": {self.reason}" if self.reason else ""
-        return f"the node's disk lost offsets {self.from_offset} to {self.to_offset - 1} of partition {self.partition}{why}"
+        where = f"partition {self.partition}" + (f" of topic {self.topic}" if self.topic else "")
+        return f"the node's disk lost offsets {self.from_offset} to {self.to_offset - 1} of {where}{why}"
+
+
+class Gone(msgspec.Struct):
+    """Offsets [from_offset, to_offset) that retention, or a deletion of records, took before this reader came."""
+
+    topic: str
+    partition: int
+    from_offset: int
+    to_offset: int
+
+    def __str__(self) -> str:
+        return (
+            f"offsets {self.from_offset} to {self.to_offset - 1} of partition {self.partition} of topic {self.topic} "
+            "are gone: retention or a deletion took them"
+        )
 
 
 class Message(msgspec.Struct):
@@ -68,11 +86,14 @@ class Message(msgspec.Struct):
     records: list[msgspec.Raw] = []
     cursor: str | None = None
     damage: list[Lost] = []
+    gaps: list[Gone] = []
     problem: dict[str, Any] = {}
+    ref: Any = None
 
 
 class Feed:
-    """Iterate over it for pages. `notice` is told of lost and regained connections, one line each."""
+    """Iterate over it for pages. `notice` is told of lost and regained connections, one line each. A `selection` stands for
+    topic and key."""
 
     def __init__(
         self,
@@ -84,8 +105,10 @@ class Feed:
         partition: int = 0,
         notice: Callable[[str], None],
         sleep: Callable[[float], None] = time.sleep,
+        selection: Selection | None = None,
     ) -> None:
-        self._connection, self._topic, self._key = connection, topic, key
+        self._connection = connection
+        self._selection = Selection(topic, key) if selection is None else selection
         self._partition, self._notice, self._sleep = partition, notice, sleep
         self.position = position
         self.connections = 0
@@ -130,7 +153,8 @@ class Feed:
                 while True:
                     for page in self._receive(socket):
                         yield page
-                        self.position = Position("cursor", cursor=page.cursor)
+                        if page.cursor:
+                            self.position = Position("cursor", cursor=page.cursor)
             except ConnectionClosed as closed:
                 raise self._ended(closed) from None
             except TimeoutError as error:
@@ -160,22 +184,19 @@ class Feed:
             raise unreachable(self._connection, error) from None
 
     def _subscribe(self, socket: ClientConnection) -> None:
-        message = {
-            "op": "subscribe",
-            "sub": SUBSCRIPTION,
-            "topic": self._topic,
-            "from": self.position.as_message(self._partition),
-        }
-        if self._key is not None:
-            message["key"] = self._key
-        socket.send(msgspec.json.encode(message).decode())
+        socket.send(msgspec.json.encode(self._members()).decode())
         until = time.monotonic() + ANSWER_TIMEOUT_S
         while True:
-            for answer in _decode(socket.recv(timeout=max(0.0, until - time.monotonic()))):
+            for answer in decode_messages(socket.recv(timeout=max(0.0, until - time.monotonic()))):
                 self._raise_problem(answer)
                 if answer.op == "subscribed":
                     self._begin(answer)
                     return
+
+    def _members(self) -> dict[str, Any]:
+        """Of the operation that opens the feed."""
+        start = self.position.as_message(self._partition)
+        return {"op": "subscribe", "sub": SUBSCRIPTION, **self._selection.as_message(), "from": start}
 
     def _begin(self, answer: Message) -> None:
         if answer.cursor is not None:
@@ -185,9 +206,9 @@ class Feed:
             self._notice(f"connected again, going on at cursor {self.position.cursor}")
 
     def _receive(self, socket: ClientConnection) -> Iterator[Page]:
-        for message in _decode(socket.recv()):
+        for message in decode_messages(socket.recv()):
             self._raise_problem(message)
-            for lost in message.damage:
+            for lost in (*message.damage, *message.gaps):
                 self._notice(str(lost))
             if message.op == "records":
                 yield Page([bytes(record) for record in message.records], message.cursor or self.position.cursor)
@@ -217,7 +238,7 @@ _one = msgspec.json.Decoder(Message)
 _many = msgspec.json.Decoder(list[Message])
 
 
-def _decode(frame: str | bytes) -> list[Message]:
+def decode_messages(frame: str | bytes) -> list[Message]:
     """A frame holds one message or an array of them."""
     try:
         return _many.decode(frame) if frame[:1] in ("[", b"[") else [_one.decode(frame)]

@@ -32,7 +32,7 @@ LINE_BYTES_MAX = 16 * 1024 * 1024
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?", re.ASCII)
 
 # Members that the node adds to a record on the way out; publishing gives a record new ones.
-_PLACE_MEMBERS = ("topic", "partition", "offset")
+_PLACE_MEMBERS = ("topic", "partition", "offset", "cursor")
 
 
 class Line(NamedTuple):
@@ -48,7 +48,7 @@ class Shape:
     """What every record of one call has in common, and where the rest comes from.
 
     `key_column` and `timestamp_column` name members of the value; `envelope` says that lines are whole record objects, as
-    `subscribe --json` prints them.
+    `subscribe --json` prints them. `ttl_ms` is for records that do not say themselves when they end.
     """
 
     key: str | None = None
@@ -58,6 +58,7 @@ class Shape:
     timestamp_column: str | None = None
     numbers: bool = False
     envelope: bool = False
+    ttl_ms: int | None = None
 
 
 def value_lines(values: Iterable[bytes], shape: Shape) -> Iterator[Line]:
@@ -138,6 +139,8 @@ class _Maker:
         self._shape = shape
         self._key = b"" if shape.key is None else b',"key":' + _encode(shape.key)
         self._headers = b',"headers":' + _encode(dict(shape.headers)) if shape.headers else b""
+        if shape.ttl_ms is not None:
+            self._headers += b',"ttl_ms":%d' % shape.ttl_ms
 
     def from_value(self, value: bytes, number: int) -> bytes:
         kind = self._shape.kind
@@ -178,6 +181,8 @@ class _Maker:
             members.pop(place, None)
         if bytes(members.get("id", b"null")) == b"null":
             members["id"] = msgspec.Raw(_encode(str(self._uuid7())))
+        if self._shape.ttl_ms is not None and "ttl_ms" not in members and "expires_at" not in members:
+            members["ttl_ms"] = msgspec.Raw(b"%d" % self._shape.ttl_ms)
         return msgspec.json.encode(members)
 
     def _key_of(self, columns: Mapping[str, Any], number: int) -> bytes:
@@ -222,7 +227,7 @@ def _column(columns: Mapping[str, Any], name: str, number: int) -> Any:
 def _is_json(value: bytes) -> bool:
     try:
         msgspec.json.decode(value)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False
     return True
 
@@ -230,7 +235,7 @@ def _is_json(value: bytes) -> bool:
 def _decode(line: bytes, number: int, kind: Any) -> Any:
     try:
         return msgspec.json.decode(line, type=kind)
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Unusable(f"line {number} is not the JSON that is expected", str(error)) from None
 
 

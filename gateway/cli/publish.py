@@ -15,6 +15,7 @@ from gateway.cli.addresses import parse_address
 from gateway.cli.client import RETRIES_DEFAULT, Client, Retry
 from gateway.cli.connection import Connection
 from gateway.cli.display import print_json, show_size
+from gateway.cli.durations import parse_duration_ms
 from gateway.cli.failures import Interrupted, printable
 from gateway.cli.inputs import Shape, ValueKind, argument_bytes, file_lines, stdin_values, value_lines
 from gateway.cli.options import FILE, connection_options, json_option
@@ -39,6 +40,7 @@ HEADERS_MAX = 100
 @click.option("--timestamp-column", metavar="NAME", help="Take each record's time from it: Unix milliseconds or RFC 3339.")
 @click.option("--numbers", is_flag=True, help="CSV: store cells that are numbers as JSON numbers, digit for digit.")
 @click.option("--envelope", is_flag=True, help="Lines are whole records, as `subscribe --json` prints them.")
+@click.option("--ttl", metavar="DURATION", help="Nobody is given the records so long after they were taken, as in 30s or 7d.")
 @click.option("--retries", type=click.IntRange(0, 100), default=RETRIES_DEFAULT, show_default=True,
               help="How often a request is sent again after 503 or a lost connection, with the same message ids.")  # fmt: skip
 @json_option
@@ -56,6 +58,7 @@ def publish(
     timestamp_column: str | None,
     numbers: bool,
     envelope: bool,
+    ttl: str | None,
     retries: int,
     as_json: bool,
 ) -> None:
@@ -70,7 +73,8 @@ def publish(
     """
     topic, address_key = parse_address(address, key)
     _check_sources(values, file, address_key, key_column)
-    shape = Shape(address_key, _parse_headers(headers), kind, key_column, timestamp_column, numbers, envelope)
+    ttl_ms = None if ttl is None else _parse_ttl(ttl)
+    shape = Shape(address_key, _parse_headers(headers), kind, key_column, timestamp_column, numbers, envelope, ttl_ms)
     with Client(connection) as client:
         publisher = Publisher(client, topic, acks, Retry(retries))
         try:
@@ -170,6 +174,13 @@ def _check_sources(values: tuple[str, ...], file: Path | None, key: str | None, 
         raise click.UsageError("- reads stdin and stands alone")
     if key is not None and key_column is not None:
         raise click.UsageError("the address names a key already; leave it out where --key-column gives each record its own")
+
+
+def _parse_ttl(text: str) -> int:
+    try:
+        return parse_duration_ms(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--ttl") from None
 
 
 def _parse_headers(pairs: tuple[str, ...]) -> dict[str, str]:

@@ -64,6 +64,7 @@ def run(config: Config, started: Callable[[Node], None]) -> None:
 
 
 async def _run(config: Config, started: Callable[[Node], None]) -> None:
+    from broker.machine import calm_collector
     from gateway.app import Node
 
     stopping = asyncio.Event()
@@ -73,6 +74,7 @@ async def _run(config: Config, started: Callable[[Node], None]) -> None:
     try:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, _stop, loop, stopping)
+        calm_collector()  # here and not in the node: the whole process is this node
         started(node)
         await stopping.wait()
     finally:

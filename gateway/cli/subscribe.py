@@ -5,19 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from typing import Any
-from urllib.parse import quote
 
 import click
 import msgspec
 
-from gateway.cli.addresses import parse_address
 from gateway.cli.client import Client
 from gateway.cli.connection import Connection
 from gateway.cli.display import json_line, show_time
 from gateway.cli.failures import printable
-from gateway.cli.feed import Feed, Lost, Page
+from gateway.cli.feed import Feed, Gone, Lost, Page
 from gateway.cli.options import connection_options, json_option
 from gateway.cli.positions import FORMS, Position, parse_position
+from gateway.cli.selection import Selection, filter_options, parse_selection
 
 PAGE_RECORDS = 1_000
 
@@ -29,6 +28,7 @@ class Answer(msgspec.Struct):
     next_cursor: str
     at_end: bool
     damage: list[Lost] = []
+    gaps: list[Gone] = []
 
 
 def _position(context: click.Context, parameter: click.Parameter, text: str | None) -> Position | None:
@@ -43,6 +43,7 @@ def _position(context: click.Context, parameter: click.Parameter, text: str | No
 @click.option("--from", "position", callback=_position, metavar="POSITION",
               help=f"Where to start: {FORMS}. [default: latest; beginning with --no-follow]")  # fmt: skip
 @click.option("--key", help="The key, instead of the part of ADDRESS after the slash.")
+@filter_options
 @click.option("--partition", type=click.IntRange(0), default=0, show_default=True, help="The partition that offset:N speaks of.")
 @click.option("--count", type=click.IntRange(1), help="Stop after so many records.")
 @click.option("--follow/--no-follow", default=True, show_default=True, help="Wait for more, or stop at the end.")
@@ -53,6 +54,8 @@ def subscribe(
     address: str,
     position: Position | None,
     key: str | None,
+    key_prefix: str | None,
+    headers: tuple[str, ...],
     partition: int,
     count: int | None,
     follow: bool,
@@ -60,18 +63,22 @@ def subscribe(
 ) -> None:
     """Show the records of an address as they arrive.
 
-    ADDRESS is topic or topic/key. A lost connection is made again, and goes on where it stopped. Ctrl-C ends it.
+    ADDRESS is topic or topic/key, or a filter with MQTT's wildcards: + is one level, # that level and all below. A lost
+    connection is made again, and goes on where it stopped. Ctrl-C ends it.
 
     \b
     sprawl subscribe orders --from beginning
     sprawl subscribe orders/eu/7 --from "10 minutes ago" --json
+    sprawl subscribe 'orders/eu/+' --header type=paid
+    sprawl subscribe '+/status'
     """
-    topic, record_key = parse_address(address, key)
+    selection = parse_selection(address, key, key_prefix, headers)
     position = position or Position("latest" if follow else "earliest")
     if follow:
-        pages: Iterator[Page] = iter(Feed(connection, topic, record_key, position, partition=partition, notice=_notice))
+        feed = Feed(connection, "", None, position, partition=partition, notice=_notice, selection=selection)
+        pages: Iterator[Page] = iter(feed)
     else:
-        pages = _read_to_end(connection, topic, record_key, position, partition)
+        pages = _read_to_end(connection, selection, position, partition)
     try:
         _show(pages, count, as_json)
     except KeyboardInterrupt:
@@ -90,23 +97,21 @@ def _show(pages: Iterator[Page], count: int | None, as_json: bool) -> None:
             return
 
 
-def _read_to_end(connection: Connection, topic: str, key: str | None, position: Position, partition: int) -> Iterator[Page]:
+def _read_to_end(connection: Connection, selection: Selection, position: Position, partition: int) -> Iterator[Page]:
     """Pages over REST, to the end as it is when it is reached."""
-    path = f"/v1/topics/{quote(topic, safe='')}/records"
-    query = {"limit": str(PAGE_RECORDS), "wait_ms": "0", **position.as_query()}
+    where = position.as_query()
     if position.kind == "offset":
-        query["partition"] = str(partition)
-    if key is not None:
-        query["key"] = key
+        where["partition"] = str(partition)
+    wanted = {"limit": str(PAGE_RECORDS), "wait_ms": "0", **selection.query()}
     with Client(connection) as client:
         while True:
-            answer = client.call("GET", path, query=query, kind=Answer)
-            for lost in answer.damage:
+            answer = client.call("GET", selection.path(), query=wanted | where, kind=Answer)
+            for lost in (*answer.damage, *answer.gaps):
                 _notice(str(lost))
             yield Page([bytes(record) for record in answer.records], answer.next_cursor)
             if answer.at_end:
                 return
-            query = {name: query[name] for name in ("limit", "wait_ms", "key") if name in query} | {"cursor": answer.next_cursor}
+            where = {"cursor": answer.next_cursor}
 
 
 def show_record(record: dict[str, Any]) -> str:

@@ -10,11 +10,11 @@ from urllib.parse import quote
 import click
 
 from gateway.cli.client import Client
-from gateway.cli.connection import Connection
+from gateway.cli.connection import HOME_DEFAULT, Connection
 from gateway.cli.display import print_facts, print_json, print_table, show_time
 from gateway.cli.durations import parse_duration_ms, show_duration
 from gateway.cli.failures import Unusable
-from gateway.cli.options import FILE, connection_options, json_option
+from gateway.cli.options import FILE, connection_options, home_option, json_option
 from security.files import PRIVATE_MODE, create_file
 
 
@@ -86,7 +86,7 @@ def list_tokens(connection: Connection, as_json: bool) -> None:
         for token in found:
             print_json(token)
         return
-    now_ms = time.time_ns() // 1_000_000
+    now_ms = _now_ms()
     rows = [
         (t["id"], t["name"], ", ".join(t["roles"]), _show_scopes(t), show_time(t["created_at_ms"]), _state(t, now_ms))
         for t in found
@@ -106,6 +106,65 @@ def revoke(connection: Connection, token_id: str, as_json: bool) -> None:
         print_json({"revoked": token_id})
     else:
         click.echo(f"revoked {token_id}")
+
+
+@tokens.command()
+@home_option
+@click.option("--ttl", "ttl_ms", callback=_ttl, default="1h", show_default=True, metavar="TIME", help="How long it lives.")
+@click.option("--out", type=FILE, help="Write the token to this new file, mode 0600, and do not show it.")
+@json_option
+def recover(home: Path | None, ttl_ms: int, out: Path | None, as_json: bool) -> None:
+    """Make an admin token without having one, on the node's own machine.
+
+    Whoever may write the node's token file may do so anyway; this does it right, and puts a line into the audit trail. A running
+    node takes the token within a second, a stopped one when it starts.
+
+    \b
+    sprawl tokens recover --out admin.token
+    sprawl tokens create admin --role admin --token-file admin.token --out admin-2.token
+    """
+    if out is not None and out.exists():
+        raise Unusable(f"{out} exists already and is not overwritten", what_to_do="name a new file by --out")
+    made = _recovered(home or HOME_DEFAULT, ttl_ms)
+    if out is not None:
+        _keep(out, made.pop("token"), made["id"])
+    if as_json:
+        print_json(made)
+        return
+    print_facts(_facts(made), err=True)
+    click.echo(f"The token is in {out}" if out is not None else made["token"], err=out is not None)
+
+
+def _recovered(home: Path, ttl_ms: int) -> dict[str, Any]:
+    """The new token and its facts, durable and audited."""
+    import os
+
+    import msgspec
+
+    from gateway.cli.serve import load_config
+    from gateway.observe.audit import AuditLog
+    from security.errors import SecurityError
+    from security.identity.tokens import TokenStore
+
+    node = load_config(home, None, ()).node
+    if not Path(node.tokens).exists():
+        raise Unusable(f"there is no node in {home} yet", what_to_do=f"start one with `sprawl serve --home {home}`")
+    audit = AuditLog(Path(node.audit), _now_ms, lines_max=1)
+    try:
+        store = TokenStore(Path(node.tokens), _now_ms, os.urandom)
+        text, record = store.create("recovered admin", ("admin",), None, ttl_ms)
+        audit.record(
+            "tokens", None, "create", f"token {record.id}", "allowed", f"recovered by user {os.getuid()} of this machine"
+        )
+    except (SecurityError, OSError) as problem:
+        raise Unusable("no token was made", str(problem)) from None
+    finally:
+        audit.close()
+    return {**msgspec.to_builtins(record), "token": text}
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 def _keep(path: Path, token: str, token_id: str) -> None:

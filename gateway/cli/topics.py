@@ -98,11 +98,14 @@ def delete(connection: Connection, name: str, yes: bool, as_json: bool) -> None:
     if not yes and not click.confirm(f"Delete the topic {name} with all its records, for good?", err=True):
         raise click.UsageError("not deleted")
     with Client(connection) as client:
-        client.call("DELETE", _path(name))
+        answer = client.call("DELETE", _path(name))
+    kept = answer.get("key_backups", []) if isinstance(answer, dict) else []
     if as_json:
-        print_json({"deleted": name})
-    else:
-        click.echo(f"deleted {name}")
+        print_json({"deleted": name, **({"key_backups": kept} if kept else {})})
+        return
+    click.echo(f"deleted {name}")
+    for copy in kept:
+        click.echo(f"its key is still in key backup {copy['id']}: destroy it (`sprawl keys backups` says where it is)", err=True)
 
 
 def _print_topic(topic: dict[str, Any], as_json: bool) -> None:

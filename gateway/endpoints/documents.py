@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from http import HTTPStatus
 from typing import TypeVar
 
 import msgspec
-from starlette.requests import Request
-from starlette.responses import Response
 
-from gateway.endpoints.exchange import JSON, Exchange, encode
+from gateway.endpoints.exchange import JSON, Exchange, HeaderList, encode
+from gateway.endpoints.operations import Body, Schema
 from gateway.endpoints.publish import media_type_of
 from gateway.endpoints.records_json import check_utf8, decode
-from gateway.errors import MediaTypeUnsupported
+from gateway.errors import BodyMalformed, BodyTooLarge, ContentEncodingUnsupported, MediaTypeUnsupported
 
 DOCUMENT_BYTES_MAX = 64 * 1024
+# What `read_document` may raise, for the operation's row.
+DOCUMENT_REFUSALS = (BodyMalformed, BodyTooLarge, ContentEncodingUnsupported, MediaTypeUnsupported)
 
 Document = TypeVar("Document")
 
@@ -29,11 +30,17 @@ async def read_document(exchange: Exchange, kind: type[Document]) -> Document:
     return decode(msgspec.json.Decoder(kind), body)
 
 
-def exchange_of(request: Request) -> Exchange:
-    """What `RestApp` put beside starlette's request: who asks, and the bounded body."""
-    exchange: Exchange = request.scope["sprawl.exchange"]
-    return exchange
+def document_body(kind: type, checked: Schema | None = None) -> Body:
+    """What `read_document` takes, for the operation's row; `checked` is a schema of what the handler checks besides."""
+    schema = kind if checked is None else {"allOf": [kind, checked]}
+    return Body(f"At most {DOCUMENT_BYTES_MAX} bytes; unknown members are refused", {JSON.decode(): schema})
 
 
-def answer_document(status: int, document: object, headers: Mapping[str, str] | None = None) -> Response:
-    return Response(encode(document), status, headers, JSON.decode())
+async def answer_document(exchange: Exchange, status: int, document: object, headers: HeaderList = ()) -> None:
+    await exchange.answer(status, JSON, encode(document), headers)
+
+
+async def answer_nothing(exchange: Exchange) -> None:
+    """Done, and there is nothing to say about it."""
+    await exchange.begin(HTTPStatus.NO_CONTENT, [])
+    await exchange.write(b"", last=True)

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
+import msgspec
 
-from gateway.endpoints.documents import answer_document, exchange_of
+from gateway.endpoints.documents import answer_document
+from gateway.endpoints.exchange import NO_STORE, Exchange
+from gateway.endpoints.operations import Answer, Operation
 from gateway.observe.health import Health
 from gateway.observe.metrics import CONTENT_TYPE, Metrics
 from gateway.pipeline import Pipeline
 from security.policy.model import Action
 
 # Answers about this moment are of no use in the next.
-NO_STORE = {"cache-control": "no-store"}
+UNSTORED = [NO_STORE]
 OK, UNAVAILABLE = 200, 503
+
+
+class State(msgspec.Struct, frozen=True, omit_defaults=True):
+    """`problems` names the parts that do not work."""
+
+    status: str
+    problems: dict[str, str] = {}
 
 
 class NodeRoutes:
@@ -25,26 +32,60 @@ class NodeRoutes:
     def __init__(self, pipeline: Pipeline, metrics: Metrics, health: Health, describe: Callable[[], object]) -> None:
         self._pipeline, self._metrics, self._health, self._describe = pipeline, metrics, health, describe
 
-    def open_routes(self) -> list[BaseRoute]:
-        """Without credentials: orchestrators have none. They learn no more than that it works, or which part does not."""
-        return [Route("/livez", self.alive, methods=["GET"]), Route("/readyz", self.ready, methods=["GET"])]
+    def operations(self) -> list[Operation]:
+        json = "application/json"
+        return [
+            # Without credentials: orchestrators have none. They learn no more than that it works, or which part does not.
+            Operation(
+                "GET",
+                "/livez",
+                self.alive,
+                "livez",
+                "Whether the process answers",
+                {200: Answer("It does", {json: State})},
+                open=True,
+            ),
+            Operation(
+                "GET",
+                "/readyz",
+                self.ready,
+                "readyz",
+                "Whether the node can serve",
+                {200: Answer("It can", {json: State}), 503: Answer("It cannot", {json: State})},
+                open=True,
+            ),
+            Operation(
+                "GET",
+                "/metrics",
+                self.metrics,
+                "metrics",
+                "The figures, for Prometheus",
+                {200: Answer("The metrics", {CONTENT_TYPE: {"type": "string"}})},
+            ),
+            Operation(
+                "GET",
+                "/v1/node",
+                self.node,
+                "describe_node",
+                "Version, cluster, listeners",
+                {200: Answer("About the node", {json: {"type": "object"}})},
+            ),
+        ]
 
-    def routes(self) -> list[BaseRoute]:
-        return [Route("/metrics", self.metrics, methods=["GET"]), Route("/v1/node", self.node, methods=["GET"])]
+    async def alive(self, exchange: Exchange) -> None:
+        await answer_document(exchange, OK, State("alive"), UNSTORED)
 
-    async def alive(self, request: Request) -> Response:
-        return answer_document(OK, {"status": "alive"}, NO_STORE)
-
-    async def ready(self, request: Request) -> Response:
+    async def ready(self, exchange: Exchange) -> None:
         problems = self._health.problems()
         if problems:
-            return answer_document(UNAVAILABLE, {"status": "not ready", "problems": problems}, NO_STORE)
-        return answer_document(OK, {"status": "ready"}, NO_STORE)
+            await answer_document(exchange, UNAVAILABLE, State("not ready", problems), UNSTORED)
+        else:
+            await answer_document(exchange, OK, State("ready"), UNSTORED)
 
-    async def metrics(self, request: Request) -> Response:
-        self._pipeline.require(exchange_of(request).session, Action.METRICS, "see the metrics")
-        return Response(self._metrics.render(), OK, {**NO_STORE, "content-type": CONTENT_TYPE})
+    async def metrics(self, exchange: Exchange) -> None:
+        self._pipeline.require(exchange.session, Action.METRICS, "see the metrics")
+        await exchange.answer(OK, CONTENT_TYPE.encode("ascii"), self._metrics.render(), UNSTORED)
 
-    async def node(self, request: Request) -> Response:
-        self._pipeline.require(exchange_of(request).session, Action.METRICS, "see the node")
-        return answer_document(OK, self._describe(), NO_STORE)
+    async def node(self, exchange: Exchange) -> None:
+        self._pipeline.require(exchange.session, Action.METRICS, "see the node")
+        await answer_document(exchange, OK, self._describe(), UNSTORED)

@@ -83,6 +83,12 @@ class Query:
             raise ParameterInvalid("offset", "a number needs partition as well: offsets count within a partition")
         return AtOffset(self.number("partition", 0, PARTITION_MAX), parse_number("offset", offset))
 
+    def only(self, names: frozenset[str]) -> None:
+        """Refuse what the operation's row does not name."""
+        for name in self._left:
+            if name not in names:
+                raise ParameterInvalid(name[:80], "there is no such parameter here")
+
     def finish(self) -> None:
         """Refuse what nobody took."""
         for name in self._left:

@@ -1,36 +1,30 @@
-"""GET of records: a partition from an offset on, a topic or a key of it in commit order, the latest of an address."""
+"""GET of records: a partition from an offset on, a topic or a key of it in commit order."""
 
 from __future__ import annotations
 
-import base64
-import re
-
 import msgspec
 
+from broker import errors as broker
 from broker.broker import Page
-from broker.delivery.position import AtTime
+from broker.delivery.position import AtTime, CursorAhead
 from broker.engine.base import Damage
-from broker.record import MESSAGE_ID_HEADER, RESERVED_HEADER_PREFIX, Record
-from broker.topics.addresses import Address
+from gateway.endpoints.cloudevents import BATCH, EVENT, to_batch, to_structured
 from gateway.endpoints.exchange import JSON, NDJSON, Exchange, encode
-from gateway.endpoints.publish import HEADER_PREFIX
+from gateway.endpoints.operations import Alternatives, Answer, Operation, Parameter
+from gateway.endpoints.parameters import CURSOR, OFFSET, PARTITION, PARTITION_NUMBER, TIMESTAMP, TOPIC, WHICH_KEY, number
 from gateway.endpoints.query import PARTITION_MAX, Query, parse_number
-from gateway.endpoints.records_json import RecordAnswer, content_type, to_answer
+from gateway.endpoints.records_json import RecordAnswer, to_answer
 from gateway.endpoints.rest_options import RestOptions
 from gateway.endpoints.watch import Watches
-from gateway.errors import Draining, NoRecord, ParameterInvalid
+from gateway.errors import Draining, ParameterInvalid
 from gateway.feed import Feed
 from gateway.pipeline import PartitionStart, Pipeline
 
+VARY = (b"vary", b"accept")
+
 encode_lines = msgspec.json.Encoder().encode_lines
 
-OCTETS = b"application/octet-stream"
-
-# What was stored may be anything, so browsers shall neither guess its type nor run it in the node's origin.
-_HARMLESS = [(b"x-content-type-options", b"nosniff"), (b"content-security-policy", b"sandbox; default-src 'none'")]
-# A stored type or header goes back out only in the form of one (RFC 9110, 5.5): it must not end the line and begin another.
-_FIELD_VALUE = re.compile(rb"[\x21-\x7e](?:[\x20-\x7e\t]{0,1022}[\x21-\x7e])?")
-_FIELD_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]{1,128}", re.ASCII)
+_NDJSON, _BATCH = NDJSON.decode(), BATCH.decode()
 
 
 class DamageAnswer(msgspec.Struct, gc=False):
@@ -59,6 +53,39 @@ class TopicPage(msgspec.Struct, gc=False):
     damage: list[DamageAnswer]
 
 
+READ_CURSOR = Parameter(name="cursor", schema=CURSOR, about="where an earlier answer said to go on: its `next_cursor`")
+END = Parameter(name="offset", schema={"enum": ["earliest", "latest"]}, about="with the oldest record, or with the next to come")
+PARTITION_START = Alternatives(
+    name="start",
+    about="where to begin; earliest where nothing is said",
+    forms=((Parameter(name="offset", schema=OFFSET, about="with this offset"),), (END,), (TIMESTAMP,)),
+)
+TOPIC_START = Alternatives(
+    name="start",
+    about="where to begin; earliest where nothing is said",
+    forms=(
+        (READ_CURSOR,),
+        (TIMESTAMP,),
+        (END,),
+        (
+            Parameter(name="offset", schema=OFFSET, about="with this offset of the partition"),
+            Parameter(name="partition", schema=PARTITION_NUMBER, about="the partition that the offset is of"),
+        ),
+    ),
+)
+# One record a line, or an array of CloudEvents; what the page says about itself is then in the headers.
+_LINES = {_NDJSON: list[RecordAnswer], _BATCH: {"type": "array", "items": EVENT}}
+_DAMAGE_HEADER = {"Damage": "`3/10-20`: of partition 3 the offsets 10 to 19 are lost"}
+_PARTITION_HEADERS = {
+    "Next-Offset": "where to go on",
+    "Log-Start": "the oldest offset",
+    "High-Watermark": "the offset that comes next",
+    **_DAMAGE_HEADER,
+}
+_TOPIC_HEADERS = {"Next-Cursor": "where to go on", "At-End": "whether that was the end of the log", **_DAMAGE_HEADER}
+_UNKNOWN = (broker.UnknownTopic, broker.IllegalTopicName)
+
+
 class Bounds(msgspec.Struct, frozen=True, gc=False):
     records_max: int
     bytes_max: int
@@ -68,6 +95,46 @@ class Bounds(msgspec.Struct, frozen=True, gc=False):
 class ReadRoutes:
     def __init__(self, pipeline: Pipeline, options: RestOptions, watches: Watches) -> None:
         self._pipeline, self._options, self._watches = pipeline, options, watches
+
+    def operations(self) -> list[Operation]:
+        of_topic = "/v1/topics/{topic}"
+        bounds = (
+            Parameter(name="limit", schema=number(self._options.records_max, 1), about="records of the page, at most"),
+            Parameter(
+                name="bytes_max",
+                schema=number(self._options.response_bytes_max, 1),
+                about="bytes of their keys and values, at most",
+            ),
+            Parameter(
+                name="wait_ms", schema=number(self._options.wait_ms_max), about="how long to wait while there is no record"
+            ),
+        )
+        return [
+            Operation(
+                "GET",
+                of_topic + "/partitions/{partition}/records",
+                self.partition,
+                "read_partition",
+                "Records of a partition, in the order of their offsets",
+                {200: Answer("A page", {"application/json": PartitionPage, **_LINES}, _PARTITION_HEADERS)},
+                tag="records",
+                parameters=(TOPIC, PARTITION, PARTITION_START, *bounds),
+                refusals=(*_UNKNOWN, broker.UnknownPartition, broker.OffsetOutOfRange),
+                label="read",
+            ),
+            Operation(
+                "GET",
+                of_topic + "/records",
+                self.topic,
+                "read_topic",
+                "Records of a topic or of one key, in the order of their commits",
+                {200: Answer("A page", {"application/json": TopicPage, **_LINES}, _TOPIC_HEADERS)},
+                tag="records",
+                parameters=(TOPIC, WHICH_KEY, TOPIC_START, *bounds),
+                refusals=(*_UNKNOWN, broker.UnknownPartition, broker.OffsetOutOfRange, CursorAhead),
+                label="read",
+            ),
+        ]
 
     async def partition(self, exchange: Exchange, topic: str, partition_text: str) -> None:
         """GET /v1/topics/{topic}/partitions/{partition}/records?offset=|timestamp=&limit=&bytes_max=&wait_ms="""
@@ -95,24 +162,6 @@ class ReadRoutes:
         finally:
             feed.close()
 
-    async def latest(self, exchange: Exchange, address: Address) -> None:
-        """GET /v1/records/{topic}/{key}: its newest value as it was published, or the record object (`envelope=true`)."""
-        query = exchange.query()
-        envelope = query.flag("envelope")
-        query.finish()
-        found = await self._pipeline.latest(exchange.session, address.topic, address.key)
-        if found is None:
-            raise NoRecord(address.topic)
-        partition, record = found
-        source = (b"record-source", b"latest")
-        if envelope:
-            await exchange.answer(200, JSON, encode(to_answer(address.topic, partition, record)), [source])
-        elif record.value is None:
-            raise NoRecord(address.topic)  # a tombstone: there was one, and it was deleted
-        else:
-            headers = [source, *_record_headers(address.topic, partition, record), *_HARMLESS]
-            await exchange.answer(200, _safe_type(record), record.value, headers)
-
     def _bounds(self, query: Query) -> Bounds:
         options = self._options
         return Bounds(
@@ -129,18 +178,22 @@ class ReadRoutes:
             return await self._pipeline.read(exchange.session, topic, partition, start, **arguments)
 
     async def _answer_partition(self, exchange: Exchange, topic: str, partition: int, page: Page) -> None:
-        records = [to_answer(topic, partition, record) for record in page.records]
-        if not exchange.accepts(NDJSON):
-            body = PartitionPage(records, page.next_offset, page.log_start, page.high_watermark, _damage(page.damage))
-            await exchange.answer(200, JSON, encode(body))
-            return
         headers = [
             (b"next-offset", b"%d" % page.next_offset),
             (b"log-start", b"%d" % page.log_start),
             (b"high-watermark", b"%d" % page.high_watermark),
             *_damage_header(page.damage),
         ]
-        await exchange.answer(200, NDJSON, encode_lines(records), headers)
+        if exchange.accepts(BATCH):
+            events = [to_structured(topic, partition, record) for record in page.records]
+            await exchange.answer(200, BATCH, to_batch(events), [VARY, *headers])
+            return
+        records = [to_answer(topic, partition, record) for record in page.records]
+        if exchange.accepts(NDJSON):
+            await exchange.answer(200, NDJSON, encode_lines(records), [VARY, *headers])
+            return
+        body = PartitionPage(records, page.next_offset, page.log_start, page.high_watermark, _damage(page.damage))
+        await exchange.answer(200, JSON, encode(body), [VARY])
 
     async def _answer_topic(self, exchange: Exchange, topic: str, feed: Feed, bounds: Bounds) -> None:
         arguments = msgspec.structs.asdict(bounds)
@@ -153,14 +206,17 @@ class ReadRoutes:
                     found = await feed.next(**arguments)
             except Draining:
                 pass  # what there was to deliver, nothing, is the answer
-        records = [to_answer(topic, delivered.partition, delivered.record) for delivered in found]
         damage = feed.take_damage()
+        headers = [(b"next-cursor", str(feed.cursor).encode()), (b"at-end", _flag(feed.at_end)), *_damage_header(damage)]
+        if exchange.accepts(BATCH):
+            events = [to_structured(topic, delivered.partition, delivered.record) for delivered in found]
+            await exchange.answer(200, BATCH, to_batch(events), [VARY, *headers])
+            return
+        records = [to_answer(topic, delivered.partition, delivered.record) for delivered in found]
         if exchange.accepts(NDJSON):
-            headers = [(b"next-cursor", str(feed.cursor).encode()), (b"at-end", _flag(feed.at_end)), *_damage_header(damage)]
-            await exchange.answer(200, NDJSON, encode_lines(records), headers)
-        else:
-            body = TopicPage(records, str(feed.cursor), feed.at_end, _damage(damage))
-            await exchange.answer(200, JSON, encode(body))
+            await exchange.answer(200, NDJSON, encode_lines(records), [VARY, *headers])
+            return
+        await exchange.answer(200, JSON, encode(TopicPage(records, str(feed.cursor), feed.at_end, _damage(damage))), [VARY])
 
 
 def _partition_start(query: Query) -> PartitionStart:
@@ -189,32 +245,3 @@ def _damage_header(damage: list[Damage]) -> list[tuple[bytes, bytes]]:
 
 def _flag(flag: bool) -> bytes:
     return b"true" if flag else b"false"
-
-
-def _safe_type(record: Record) -> bytes:
-    media_type = content_type(record)
-    return media_type if media_type is not None and _FIELD_VALUE.fullmatch(media_type) else OCTETS
-
-
-def _record_headers(topic: str, partition: int, record: Record) -> list[tuple[bytes, bytes]]:
-    headers = [
-        (b"record-topic", topic.encode("ascii")),
-        (b"record-partition", b"%d" % partition),
-        (b"record-offset", b"%d" % record.offset),
-        (b"record-timestamp", b"%d" % record.timestamp_ms),
-    ]
-    message_id = record.message_id
-    if message_id is not None and message_id.isprintable():
-        headers.append((b"message-id", message_id.encode("ascii")))
-    if record.key is not None:
-        headers.append((b"record-key64", base64.urlsafe_b64encode(record.key).rstrip(b"=")))
-    for name, content in record.headers:
-        if _returnable(name) and content is not None and _FIELD_VALUE.fullmatch(content):
-            headers.append((HEADER_PREFIX + name.encode("ascii"), content))
-    return headers
-
-
-def _returnable(name: str) -> bool:
-    """As a header of the answer; every header, whatever its bytes, is in the envelope."""
-    ours = name == MESSAGE_ID_HEADER or name.startswith(RESERVED_HEADER_PREFIX) or name == "content-type"
-    return not ours and _FIELD_NAME.fullmatch(name) is not None

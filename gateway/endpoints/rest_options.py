@@ -22,11 +22,19 @@ class RestOptions(msgspec.Struct, frozen=True, kw_only=True):
     """The longest long-poll."""
     waits_max: int = 10_000
     """Long-polls under way at once."""
+    compression_ratio_max: int = 200
+    """How much a compressed body may grow, beyond its first 64 KiB; more is refused with 413. (JSON grows 5 to 20 times.)"""
+    compress_bytes_min: int = 16 * 1024
+    """Answers from this size on are compressed for callers that accept it."""
+    origins: tuple[str, ...] = ()
+    """Origins whose pages may call, as `https://host[:port]`; none listed means pages of this very host only."""
 
 
 class SseOptions(msgspec.Struct, frozen=True, kw_only=True):
     heartbeat_ms: int = 15_000
     """A comment and the position are sent after this idle time."""
+    lifetime_ms: int = 0
+    """A stream ends after this time, and browsers go on by Last-Event-ID; 0: never."""
     streams_max: int = 1_000
     """Event streams open at once."""
     buffer_bytes_max: int = 256 * 1024

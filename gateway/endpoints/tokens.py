@@ -5,17 +5,26 @@ from __future__ import annotations
 import asyncio
 
 import msgspec
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
 
-from gateway.endpoints.documents import answer_document, exchange_of, read_document
+from gateway.endpoints.documents import DOCUMENT_REFUSALS, answer_document, answer_nothing, document_body, read_document
+from gateway.endpoints.exchange import NO_STORE, Exchange
+from gateway.endpoints.operations import Answer, Operation, Parameter, Schema
+from gateway.endpoints.parameters import PRINTABLE, nullable, number
 from gateway.errors import ParameterInvalid
 from gateway.pipeline import Pipeline
-from security.identity.tokens import TokenRecord, TokenStore
+from security.identity.token_file import TokenStoreBusy, TokenStoreFull
+from security.identity.tokens import (
+    NAME_CHARS_MAX,
+    ROLES_PER_TOKEN_MAX,
+    SCOPES_PER_TOKEN_MAX,
+    TTL_MS_MAX,
+    TokenRecord,
+    TokenStore,
+    TokenUnknown,
+)
 from security.policy.model import Action, Scope
 
-NO_STORE = {"cache-control": "no-store"}
+UNSTORED = [NO_STORE]
 
 
 class NewToken(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -43,6 +52,10 @@ class TokenAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
         return f"TokenAnswer(id={self.id!r})"
 
 
+class Tokens(msgspec.Struct, frozen=True):
+    tokens: list[TokenAnswer]
+
+
 class Whoami(msgspec.Struct, frozen=True):
     principal: str
     kind: str
@@ -56,20 +69,88 @@ class Whoami(msgspec.Struct, frozen=True):
     scopes: tuple[str, ...] | None
 
 
+_ACTIONS_OF_TOPIC = "(?:publish|read|describe|create|alter|delete)"
+_ACTIONS = f"(?:metrics|tokens|admin|{_ACTIONS_OF_TOPIC})"
+_TOPIC = r"(?:\*|[a-zA-Z0-9._-]{1,249}\*?)"
+_SCOPES = (
+    rf"{_ACTIONS}(?:,{_ACTIONS})*:\*",
+    rf"(?:{_ACTIONS_OF_TOPIC}(?:,{_ACTIONS_OF_TOPIC})*|\*):{_TOPIC}",
+    rf"(?:(?:publish|read)(?:,(?:publish|read))*|\*):{_TOPIC}:[ -)+-~]{{0,200}}\*?",
+)
+# What is checked besides the types.
+_CHECKED: Schema = {
+    "properties": {
+        "name": {**PRINTABLE, "maxLength": NAME_CHARS_MAX},
+        "roles": {"maxItems": ROLES_PER_TOKEN_MAX, "items": {"pattern": "^[A-Za-z][A-Za-z0-9._-]{0,63}$"}},
+        "scopes": nullable(
+            {
+                "type": "array",
+                "minItems": 1,
+                "maxItems": SCOPES_PER_TOKEN_MAX,
+                "items": {"type": "string", "pattern": f"^(?:{'|'.join(_SCOPES)})$"},
+            }
+        ),
+        "ttl_ms": nullable(number(TTL_MS_MAX, 1)),
+    }
+}
+
+
 class TokenRoutes:
     def __init__(self, pipeline: Pipeline, tokens: TokenStore) -> None:
         self._pipeline, self._tokens = pipeline, tokens
 
-    def routes(self) -> list[BaseRoute]:
+    def operations(self) -> list[Operation]:
+        json, tag = "application/json", "tokens"
+        one = Parameter(
+            name="token_id", place="path", about="the token's id, as in the list", schema={"type": "string", "minLength": 1}
+        )
+        stored = (TokenStoreBusy, TokenStoreFull)
+        document = DOCUMENT_REFUSALS
+        made = Answer("The token: its text is told here, once", {json: TokenAnswer})
         return [
-            Route("/v1/tokens", self.create, methods=["POST"]),
-            Route("/v1/tokens", self.list, methods=["GET"]),
-            Route("/v1/tokens/{token_id}", self.revoke, methods=["DELETE"]),
-            Route("/v1/whoami", self.whoami, methods=["GET"]),
+            Operation(
+                "GET",
+                "/v1/tokens",
+                self.list,
+                "list_tokens",
+                "All tokens, without their texts",
+                {200: Answer("The tokens", {json: Tokens})},
+                tag=tag,
+            ),
+            Operation(
+                "POST",
+                "/v1/tokens",
+                self.create,
+                "create_token",
+                "Make a token",
+                {201: made},
+                tag=tag,
+                body=document_body(NewToken, _CHECKED),
+                refusals=(*document, *stored),
+            ),
+            Operation(
+                "DELETE",
+                "/v1/tokens/{token_id}",
+                self.revoke,
+                "revoke_token",
+                "Revoke a token",
+                {204: Answer("It is revoked")},
+                tag=tag,
+                parameters=(one,),
+                refusals=(TokenUnknown, *stored),
+            ),
+            Operation(
+                "GET",
+                "/v1/whoami",
+                self.whoami,
+                "whoami",
+                "What one's own credential amounts to",
+                {200: Answer("Name, roles, rules", {json: Whoami})},
+                tag=tag,
+            ),
         ]
 
-    async def create(self, request: Request) -> Response:
-        exchange = exchange_of(request)
+    async def create(self, exchange: Exchange) -> None:
         self._pipeline.require(exchange.session, Action.TOKENS, "create a token")
         new = await read_document(exchange, NewToken)
         scopes = None if new.scopes is None else [_scope(text) for text in new.scopes]
@@ -79,20 +160,19 @@ class TokenRoutes:
             text, record = await asyncio.to_thread(self._tokens.create, new.name, new.roles, scopes, new.ttl_ms)
         except ValueError as error:
             raise ParameterInvalid("the token", str(error)) from None
-        return answer_document(201, _token(record, text), NO_STORE)
+        await answer_document(exchange, 201, _token(record, text), UNSTORED)
 
-    async def list(self, request: Request) -> Response:
-        self._pipeline.require(exchange_of(request).session, Action.TOKENS, "list tokens")
-        return answer_document(200, {"tokens": [_token(record) for record in self._tokens.list()]})
+    async def list(self, exchange: Exchange) -> None:
+        self._pipeline.require(exchange.session, Action.TOKENS, "list tokens")
+        await answer_document(exchange, 200, Tokens([_token(record) for record in self._tokens.list()]))
 
-    async def revoke(self, request: Request) -> Response:
-        token_id = request.path_params["token_id"]
-        self._pipeline.require(exchange_of(request).session, Action.TOKENS, f"revoke token {token_id[:32]}")
+    async def revoke(self, exchange: Exchange, token_id: str) -> None:
+        self._pipeline.require(exchange.session, Action.TOKENS, f"revoke token {token_id[:32]}")
         await asyncio.to_thread(self._tokens.revoke, token_id)
-        return Response(status_code=204)
+        await answer_nothing(exchange)
 
-    async def whoami(self, request: Request) -> Response:
-        principal = exchange_of(request).session.principal
+    async def whoami(self, exchange: Exchange) -> None:
+        principal = exchange.session.principal
         rights = self._pipeline.policy.describe_for(principal)
         answer = Whoami(
             principal.name,
@@ -106,7 +186,7 @@ class TokenRoutes:
             rights.rules,
             rights.scopes,
         )
-        return answer_document(200, answer)
+        await answer_document(exchange, 200, answer)
 
 
 def _scope(text: str) -> Scope:

@@ -6,12 +6,14 @@ import uuid
 from collections.abc import Mapping
 
 import msgspec
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
 
+from broker import errors as broker
 from broker.engine.base import Topic
-from gateway.endpoints.documents import answer_document, exchange_of, read_document
+from broker.topics.configs import RULES
+from gateway.endpoints.documents import DOCUMENT_REFUSALS, answer_document, answer_nothing, document_body, read_document
+from gateway.endpoints.exchange import Exchange
+from gateway.endpoints.operations import Answer, Body, Operation, Schema
+from gateway.endpoints.parameters import TOPIC, TOPIC_NAME, nullable
 from gateway.pipeline import Pipeline
 
 
@@ -39,54 +41,155 @@ class PartitionAnswer(msgspec.Struct, frozen=True):
 
 
 class TopicAnswer(msgspec.Struct, frozen=True):
-    """`partitions` is their number; in the answer of describe they are listed."""
+    """`partitions` is their number."""
 
     name: str
     id: str
-    partitions: int | list[PartitionAnswer]
+    partitions: int
     configs: Mapping[str, str]
     created_at_ms: int
+
+
+class KeyCopyAnswer(msgspec.Struct, frozen=True):
+    """A key backup, by the id that `sprawl keys backups` lists; `unknown` where the list cannot be read."""
+
+    id: str
+    expires_at_ms: int
+
+
+class TopicDeleted(msgspec.Struct, frozen=True):
+    """`key_backups` still hold the topic's key: copies of its files open with them."""
+
+    deleted: str
+    key_backups: list[KeyCopyAnswer]
+
+
+class TopicDescription(msgspec.Struct, frozen=True):
+    """A topic with its partitions."""
+
+    name: str
+    id: str
+    partitions: list[PartitionAnswer]
+    configs: Mapping[str, str]
+    created_at_ms: int
+
+
+class Topics(msgspec.Struct, frozen=True):
+    topics: list[TopicAnswer]
+
+
+def _refined(kind: type, *, name: bool, unset: bool) -> Body:
+    """What a document about a topic may hold, as the broker checks it; the node bounds the partitions (log.partitions_max)."""
+    values = {}
+    for rule in RULES.values():
+        value: Schema = {"type": "string", "pattern": rule.check.pattern}
+        values[rule.name] = {**(nullable(value) if unset else value), "description": rule.doc}
+    members: dict[str, Schema] = {
+        "partitions": nullable({"type": "integer", "minimum": 1}),
+        "configs": {"properties": values, "additionalProperties": False},
+    }
+    if name:
+        members["name"] = TOPIC_NAME
+    return document_body(kind, {"properties": members})
 
 
 class TopicRoutes:
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
 
-    def routes(self) -> list[BaseRoute]:
+    def operations(self) -> list[Operation]:
         one = "/v1/topics/{topic}"
+        json = "application/json"
+        document = (*DOCUMENT_REFUSALS, broker.IllegalTopicName, broker.InvalidConfig)
+        unknown = (broker.UnknownTopic, broker.IllegalTopicName)
+        made = Answer("The topic", {json: TopicAnswer}, {"Location": "its path"})
         return [
-            Route("/v1/topics", self.list, methods=["GET"]),
-            Route("/v1/topics", self.create, methods=["POST"]),
-            Route(one, self.describe, methods=["GET"]),
-            Route(one, self.alter, methods=["PATCH"]),
-            Route(one, self.delete, methods=["DELETE"]),
+            Operation(
+                "GET",
+                "/v1/topics",
+                self.list,
+                "list_topics",
+                "The topics that one may see",
+                {200: Answer("By name", {json: Topics})},
+                tag="topics",
+            ),
+            Operation(
+                "POST",
+                "/v1/topics",
+                self.create,
+                "create_topic",
+                "Make a topic",
+                {201: made},
+                tag="topics",
+                body=_refined(NewTopic, name=True, unset=False),
+                refusals=(*document, broker.TopicExists),
+            ),
+            Operation(
+                "GET",
+                one,
+                self.describe,
+                "describe_topic",
+                "One topic and its partitions",
+                {200: Answer("The topic", {json: TopicDescription})},
+                tag="topics",
+                parameters=(TOPIC,),
+                refusals=unknown,
+            ),
+            Operation(
+                "PATCH",
+                one,
+                self.alter,
+                "alter_topic",
+                "Change a topic: more partitions, other configs",
+                {200: Answer("The topic", {json: TopicAnswer})},
+                tag="topics",
+                parameters=(TOPIC,),
+                body=_refined(TopicChange, name=False, unset=True),
+                refusals=(*document, *unknown),
+            ),
+            Operation(
+                "DELETE",
+                one,
+                self.delete,
+                "delete_topic",
+                "Delete a topic and its records for good",
+                {
+                    200: Answer("It is gone, and key backups still hold its key: destroy them too", {json: TopicDeleted}),
+                    204: Answer("It is gone"),
+                },
+                tag="topics",
+                parameters=(TOPIC,),
+                refusals=unknown,
+            ),
         ]
 
-    async def list(self, request: Request) -> Response:
-        topics = self._pipeline.list_topics(exchange_of(request).session)
-        return answer_document(200, {"topics": [_topic(topic) for topic in topics]})
+    async def list(self, exchange: Exchange) -> None:
+        topics = self._pipeline.list_topics(exchange.session)
+        await answer_document(exchange, 200, Topics([_topic(topic) for topic in topics]))
 
-    async def create(self, request: Request) -> Response:
-        exchange = exchange_of(request)
+    async def create(self, exchange: Exchange) -> None:
         new = await read_document(exchange, NewTopic)
         topic = await self._pipeline.create_topic(exchange.session, new.name, new.partitions, new.configs)
-        return answer_document(201, _topic(topic), {"location": f"/v1/topics/{topic.name}"})
+        await answer_document(exchange, 201, _topic(topic), [(b"location", f"/v1/topics/{topic.name}".encode("ascii"))])
 
-    async def describe(self, request: Request) -> Response:
-        topic, offsets = self._pipeline.describe_topic(exchange_of(request).session, request.path_params["topic"])
+    async def describe(self, exchange: Exchange, name: str) -> None:
+        topic, offsets = self._pipeline.describe_topic(exchange.session, name)
         found = [PartitionAnswer(one.partition, one.log_start, one.high_watermark) for one in offsets]
-        return answer_document(200, msgspec.structs.replace(_topic(topic), partitions=found))
+        known = _topic(topic)
+        await answer_document(exchange, 200, TopicDescription(known.name, known.id, found, known.configs, known.created_at_ms))
 
-    async def alter(self, request: Request) -> Response:
-        exchange = exchange_of(request)
+    async def alter(self, exchange: Exchange, name: str) -> None:
         change = await read_document(exchange, TopicChange)
-        name = request.path_params["topic"]
         topic = await self._pipeline.alter_topic(exchange.session, name, change.partitions, change.configs)
-        return answer_document(200, _topic(topic))
+        await answer_document(exchange, 200, _topic(topic))
 
-    async def delete(self, request: Request) -> Response:
-        await self._pipeline.delete_topic(exchange_of(request).session, request.path_params["topic"])
-        return Response(status_code=204)
+    async def delete(self, exchange: Exchange, name: str) -> None:
+        kept = await self._pipeline.delete_topic(exchange.session, name)
+        if kept:
+            copies = [KeyCopyAnswer(copy.backup, copy.expires_at_ms) for copy in kept]
+            await answer_document(exchange, 200, TopicDeleted(name, copies))
+        else:
+            await answer_nothing(exchange)
 
 
 def _topic(topic: Topic) -> TopicAnswer:

@@ -21,7 +21,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import uuid_utils
 
-from gateway.endpoints.websocket_frames import error_frame, ready_frame
+from gateway.endpoints import websocket_frames, websocket_messages
+from gateway.endpoints.send_buffers import SendBuffers
+from gateway.endpoints.websocket_frames import Frames
 from gateway.endpoints.websocket_handshake import Refusal, check_upgrade, credential_of, refusal_of, request_id_of
 from gateway.endpoints.websocket_hub import PROTOCOL, Hub
 from gateway.endpoints.websocket_messages import AnyOperation, Auth, Refused, decode_operations
@@ -49,7 +51,9 @@ LINGER_MS = 250
 logger = logging.getLogger(__name__)
 
 
-def make_websocket_protocol(pipeline: Pipeline, metrics: Metrics, options: WebSocketOptions) -> type[asyncio.Protocol]:
+def make_websocket_protocol(
+    pipeline: Pipeline, metrics: Metrics, options: WebSocketOptions, buffers: SendBuffers
+) -> type[asyncio.Protocol]:
     """What uvicorn takes as `ws=`. All connections made by it share their broadcasts; one call for all listeners will do."""
     hub: Hub | None = None
 
@@ -57,7 +61,7 @@ def make_websocket_protocol(pipeline: Pipeline, metrics: Metrics, options: WebSo
         def __init__(self, config: Config, server_state: ServerState, app_state: dict[str, Any]) -> None:
             nonlocal hub
             if hub is None:  # the loop runs only now
-                hub = Hub(pipeline, metrics, options)
+                hub = Hub(pipeline, metrics, options, buffers)
             super().__init__(hub, server_state, app_state["sprawl"])
 
     return BoundWebSocketProtocol
@@ -76,6 +80,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self._connection = Connection(hub.options.wire_limits())
         self._id = str(uuid_utils.uuid7())
         self._operations: Operations | None = None
+        self._decoders, self._frames = websocket_messages.JSON, cast(Frames, websocket_frames.JSON)
         self._queue: deque[AnyOperation | Refused | Ended] = deque()
         self._unread = memoryview(b"")
         self._reading = True
@@ -97,8 +102,10 @@ class WebSocketProtocol(asyncio.Protocol):
             self._hub.flusher,
             bytes_max=self._options.send_buffer_bytes_max,
             slow_reader_ms=self._options.slow_reader_ms,
+            on_full=self._on_full,
             on_slow=self._on_slow,
             on_writable=self._go_on,
+            on_cut=self._on_cut,
         )
         self._server_state.connections.add(cast(Any, self))
         self._hub.opened(self)
@@ -130,7 +137,6 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._output.pause()
-        self._hub.metrics.slow_readers_total.labels(PROTOCOL).inc()
 
     def resume_writing(self) -> None:
         self._output.resume()
@@ -199,7 +205,9 @@ class WebSocketProtocol(asyncio.Protocol):
         if isinstance(event, bytes):
             options = self._options
             self._queue.extend(
-                decode_operations(event, operations_max=options.operations_max, ref_bytes_max=options.ref_bytes_max)
+                decode_operations(
+                    event, self._decoders, operations_max=options.operations_max, ref_bytes_max=options.ref_bytes_max
+                )
             )
         elif isinstance(event, Upgrade):
             self._on_upgrade(event)
@@ -233,6 +241,8 @@ class WebSocketProtocol(asyncio.Protocol):
     # Handshake and credentials
 
     def _on_upgrade(self, upgrade: Upgrade) -> None:
+        if self._connection.binary:
+            self._decoders, self._frames = websocket_messages.MSGPACK, websocket_frames.MSGPACK
         self._id = request_id_of(upgrade, self._id)
         secure = self.transport.get_extra_info("ssl_object") is not None
         refusal = check_upgrade(upgrade, self._options, secure=secure, draining=self._hub.draining, request_id=self._id)
@@ -287,18 +297,18 @@ class WebSocketProtocol(asyncio.Protocol):
         self._connection.authenticated()
         self._stop_timer("auth")
         if self._operations is None:
-            self._operations = Operations(self._hub, session, self._output, close=self._close, on_room=self._go_on)
+            self._operations = Operations(self._hub, session, self._output, self._frames, close=self._close, on_room=self._go_on)
         else:
             self._operations.renew(session)
         principal = session.principal
         members = {"principal": principal.name, "session": session.id, "expires_at": principal.expires_at_ms}
-        self._output.write(ready_frame({name: value for name, value in members.items() if value is not None}))
+        self._output.write(self._frames.ready({name: value for name, value in members.items() if value is not None}))
 
     def _deny(self, error: Exception, ref: bytes) -> None:
         row = translate(error)
         self._hub.refused(row.slug)
         document = problem(error, self._id)
-        self._output.write(error_frame(document, ref=ref))
+        self._output.write(self._frames.error(document, ref=ref))
         code = CloseCode.UNAUTHENTICATED if isinstance(error, IdentityProblem) else row.websocket_close
         self._close(code or CloseCode.INTERNAL_ERROR, document["detail"])
 
@@ -383,6 +393,14 @@ class WebSocketProtocol(asyncio.Protocol):
         self._hub.refused("auth-timeout")
         limit = self._options.auth_timeout_ms
         self._close(CloseCode.AUTH_TIMEOUT, f"no valid credential within websocket.auth_timeout_ms ({limit} ms)")
+
+    def _on_full(self) -> None:
+        self._hub.metrics.slow_readers_total.labels(PROTOCOL).inc()
+
+    def _on_cut(self) -> None:
+        """No close frame: it would wait behind what the peer does not read."""
+        self._hub.refused("send-buffers-full")
+        self.transport.abort()
 
     def _on_slow(self) -> None:
         self._hub.refused("slow-reader")

@@ -1,6 +1,6 @@
 """Fan-out at the live end: one read and one encoded frame for everybody who stands there.
 
-A `Broadcast` reads one (topic, key) for all its members. Its rules:
+A `Broadcast` reads one topic, key or filter for all its members. Its rules:
 
 - Only subscribers at the live end are members. Whoever is behind (late, slow, or allowed some keys only) reads for itself, in
   bounded steps (`websocket_subscriber.py`), and joins when its cursor has reached the broadcast's.
@@ -16,28 +16,31 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
+from broker.delivery.filter import Filter
 from broker.delivery.position import Cursor
 from broker.delivery.subscription import Delivered, record_bytes
-from gateway.endpoints.websocket_frames import Chunk, encode_chunks, records_frame
+from broker.topics.addresses import Address
+from gateway.endpoints.websocket_frames import Chunk, Frames, Losses, encode_chunks
 from security.principal import Session
 
 if TYPE_CHECKING:
     from gateway.endpoints.websocket_hub import Hub
     from gateway.endpoints.websocket_subscriber import Subscriber
 
-Address = tuple[str, bytes | None]
-"""Topic, and key where the subscription is to one key."""
+Interest: TypeAlias = Address | Filter
+"""An address, whose key of None is here the whole topic; or a filter that is no such thing."""
 
 
 class Group:
-    """Members that get the same bytes by the same right: one credential, one name of the subscription."""
+    """Members that get the same bytes by the same right: one credential, one sub-protocol, one name of the subscription."""
 
-    __slots__ = ("key", "members", "session", "sub")
+    __slots__ = ("frames", "key", "members", "session", "sub")
 
-    def __init__(self, key: tuple[object, ...], session: Session, sub: bytes) -> None:
+    def __init__(self, key: tuple[object, ...], session: Session, frames: Frames, sub: bytes) -> None:
         self.key = key
+        self.frames = frames
         self.session = session
         self.sub = sub
         self.members: dict[Subscriber, None] = {}
@@ -46,13 +49,13 @@ class Group:
 class Broadcast:
     """Made by its first member at that member's cursor, which is the live end."""
 
-    def __init__(self, hub: Hub, address: Address, cursor: Cursor) -> None:
+    def __init__(self, hub: Hub, interest: Interest, cursor: Cursor) -> None:
         self.cursor = cursor
         """Where the next batch to deliver begins."""
         self._hub = hub
-        self._address = address
+        self._interest = interest
         self._groups: dict[tuple[object, ...], Group] = {}
-        self._task = asyncio.create_task(self._run(), name=f"broadcast of {address[0]}")
+        self._task = asyncio.create_task(self._run(), name="broadcast")
 
     def join(self, member: Subscriber) -> None:
         """`member.cursor` must not be below ours."""
@@ -60,10 +63,10 @@ class Broadcast:
         assert member.cursor >= self.cursor
         member.floor = member.cursor
         principal = member.session.principal
-        key = (principal.identity_key, principal.credential_id, member.sub)
+        key = (principal.identity_key, principal.credential_id, member.frames, member.sub)
         group = self._groups.get(key)
         if group is None:
-            group = self._groups[key] = Group(key, member.session, member.sub)
+            group = self._groups[key] = Group(key, member.session, member.frames, member.sub)
         group.members[member] = None
         member.group, member.broadcast = group, self
 
@@ -77,7 +80,7 @@ class Broadcast:
         if not group.members:
             del self._groups[group.key]
             if not self._groups:
-                self._hub.forget(self._address)
+                self._hub.forget(self._interest)
                 self._task.cancel()
 
     def position_of(self, member: Subscriber) -> Cursor:
@@ -86,37 +89,46 @@ class Broadcast:
     async def _run(self) -> None:
         options = self._hub.options
         try:
-            subscription = await self._hub.pipeline.broker.subscribe(*self._address, self.cursor)
+            subscription = await self._hub.follow(self._interest, self.cursor)
             while True:
+                bytes_max, records_max = self._hub.piece
                 delivered = await subscription.next(
-                    bytes_max=options.read_bytes_max, records_max=options.read_records_max, wait_max_ms=options.read_wait_ms
+                    bytes_max=bytes_max, records_max=records_max, wait_max_ms=options.read_wait_ms
                 )
-                damage = list(subscription.damage.values())
+                losses = Losses(list(subscription.damage.values()), list(subscription.gaps.values()))
                 subscription.damage.clear()
-                self._deliver(delivered, encode_chunks(delivered, damage, subscription.cursor, options.frame_bytes_max))
+                subscription.gaps.clear()
+                self._deliver(delivered, losses, subscription.cursor)
                 self.cursor = subscription.cursor
+                await self._hub.flusher.flushed()  # else the pieces of a burst would gather, for every member
         except Exception as error:
             for group in list(self._groups.values()):
                 _fail(group, error)
 
-    def _deliver(self, delivered: Sequence[Delivered], chunks: Sequence[Chunk]) -> None:
+    def _deliver(self, delivered: Sequence[Delivered], losses: Losses, cursor: Cursor) -> None:
         """To every member; those that cannot take it leave while `cursor` is still where they have to go on."""
-        if not chunks:
+        if not delivered and not losses:
             return
         size = sum([record_bytes(record.record) for record in delivered])
-        frames: dict[bytes, list[bytes]] = {}
+        frame_bytes_max = self._hub.options.frame_bytes_max
+        topics = {record.topic for record in delivered} | losses.topics()
+        chunks: dict[Frames, list[Chunk]] = {}
+        ready: dict[tuple[Frames, bytes], list[bytes]] = {}
         for group in list(self._groups.values()):
-            if self._admit(group, size):
-                shared = frames.get(group.sub)
+            if self._admit(group, topics, size):
+                frames = group.frames
+                shared = ready.get((frames, group.sub))
                 if shared is None:
-                    shared = frames[group.sub] = [records_frame(group.sub, chunk) for chunk in chunks]
+                    if frames not in chunks:
+                        chunks[frames] = encode_chunks(frames, delivered, losses, cursor, frame_bytes_max)
+                    shared = ready[frames, group.sub] = [frames.records(group.sub, chunk) for chunk in chunks[frames]]
                 written = self._write(group, shared, delivered)
                 self._hub.pipeline.deliver(group.session, len(delivered) * written, size * written)
 
-    def _admit(self, group: Group, size: int) -> bool:
+    def _admit(self, group: Group, topics: set[str], size: int) -> bool:
         """Ask again, and charge; members that may not share the whole batch leave, to be served, paced or refused alone."""
         try:
-            admitted = self._hub.shares(group.session, *self._address) and self._hub.pays(
+            admitted = self._hub.shares(group.session, self._interest, topics) and self._hub.pays(
                 group.session, size * len(group.members)
             )
         except Exception as error:
@@ -130,9 +142,10 @@ class Broadcast:
     def _write(self, group: Group, shared: list[bytes], delivered: Sequence[Delivered]) -> int:
         """The number of members that took it. The hot loop of a fan-out."""
         written = 0
+        pressed = self._hub.buffers.pressed
         for member in list(group.members):
             output = member.output
-            if not output.writable:
+            if not output.writable or (pressed and not output.takes()):
                 member.fall_behind()
                 continue
             frames = shared if member.floor is None else self._above_floor(member, shared, delivered)
@@ -151,8 +164,8 @@ class Broadcast:
         member.floor = None
         if len(newer) == len(delivered):
             return shared
-        chunks = encode_chunks(newer, (), newer[-1].cursor, self._hub.options.frame_bytes_max)
-        return [records_frame(member.sub, chunk) for chunk in chunks]
+        chunks = encode_chunks(member.frames, newer, None, newer[-1].cursor, self._hub.options.frame_bytes_max)
+        return [member.frames.records(member.sub, chunk) for chunk in chunks]
 
 
 def _fail(group: Group, error: Exception) -> None:

@@ -1,29 +1,38 @@
-"""What a client says in sub-protocol `sprawl.v1.json`: operations as typed structs. The node's side: `websocket_frames.py`.
+"""What a client says on a WebSocket connection: operations as typed structs. The node's side: `websocket_frames.py`.
+
+In sub-protocol `sprawl.v1.json`:
 
     client  {"op":"auth","token"}                                      {"op":"ping","ref"}
             {"op":"publish","ref","address":"topic/key", ...record}    ... or "topic","key"; or "records":[...]; "acks"
-            {"op":"subscribe","sub","address","from","credit"}         ... or "topic","key"
-            {"op":"unsubscribe","sub"}                                 {"op":"credit","sub","records"}
+            {"op":"subscribe","sub","address","from","credit"}         ... or "topic","key"; or "filter"
+            {"op":"unsubscribe"|"pause"|"resume","sub"}                {"op":"credit","sub","records"}
+            {"op":"consume","sub","consumer",...,"options"}            as subscribe, with acknowledgements
+            {"op":"ack"|"nack"|"reject"|"extend","sub","tags":[...]}   ... "delay_ms","reason","timeout_ms"
     node    {"op":"ready","principal",...}                             {"op":"pong","ref"}
             {"op":"ack","ref","records":[{"id","topic","partition","offset"}]}
-            {"op":"subscribed","sub","cursor"}                         {"op":"unsubscribed","sub","cursor"}
-            {"op":"records","sub","cursor","records":[...],"damage"}   {"op":"error","ref"|"sub","problem":{...}}
+            {"op":"subscribed","sub","cursor"}                         {"op":"unsubscribed"|"paused"|"resumed","sub","cursor"}
+            {"op":"settled","sub","settled","unknown":[...]}
+            {"op":"records","sub","cursor","records":[...],"damage","gaps"}   {"op":"error","ref"|"sub","problem":{...}}
             {"op":"going-away","subscriptions":[{"sub","cursor"}]}
 
 A text frame holds one operation or an array of them. `ref` is any JSON, echoed as it came. `cursor` is where a reader goes on
 after what it was sent so far: `"from":{"cursor":...}`. Members that nobody knows are refused by name.
+
+`sprawl.v1.msgpack` has the same messages as MessagePack in binary frames. Keys are bytes there (so no `key64`), and records are
+arrays: `[key, value, headers, timestamp, id, partition, ttl_ms]` to publish, what is at the end and nil may be left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Protocol, TypeAlias
 
 import msgspec
 
+from broker.delivery.filter import Filter
 from broker.delivery.position import AtOffset, AtTime, Cursor, Position
 from broker.topics.addresses import Address, parse_address
-from gateway.endpoints.records_json import RecordMembers, to_incoming
+from gateway.endpoints.records_json import NO_HEADERS, RecordMembers, to_incoming
 from gateway.endpoints.timestamps import parse_timestamp_ms
 from gateway.errors import BodyMalformed, ParameterInvalid
 from gateway.pipeline import Incoming
@@ -62,6 +71,28 @@ class Publish(RecordMembers, tag_field="op", tag="publish", kw_only=True):
             raise ValueError('a publish has either "records" or the members of one record')
 
 
+class PackedRecord(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False):
+    """A record as it comes in MessagePack: an array, in this order. Nothing is added to its headers."""
+
+    key: bytes | None
+    value: bytes | None
+    headers: list[tuple[str, bytes | None]] | None = None
+    timestamp: int | None = None
+    id: str | None = None
+    partition: int | None = None
+    ttl_ms: int | None = None
+
+
+class PackedPublish(Operation, tag="publish", tag_field="op", kw_only=True):
+    """The records of a publish in MessagePack are one atomic append too."""
+
+    records: list[PackedRecord]
+    address: str | None = None
+    topic: str | None = None
+    key: bytes | None = None
+    acks: Literal["durable", "none"] = "durable"
+
+
 class From(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """A place in the log: a cursor, a partition's offset, or a time (milliseconds or RFC 3339)."""
 
@@ -69,6 +100,22 @@ class From(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     offset: int | None = None
     partition: int | None = None
     timestamp: int | str | None = None
+
+
+class FilterMembers(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """`address` with MQTT's wildcards; all that is given has to hold."""
+
+    address: str | None = None
+    key_prefix: str | None = None
+    headers: dict[str, str] | None = None
+
+
+class PackedFilterMembers(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """The same in MessagePack."""
+
+    address: str | None = None
+    key_prefix: bytes | None = None
+    headers: dict[str, str] | None = None
 
 
 class Subscribe(Operation, tag="subscribe", tag_field="op", kw_only=True):
@@ -79,12 +126,92 @@ class Subscribe(Operation, tag="subscribe", tag_field="op", kw_only=True):
     topic: str | None = None
     key: str | None = None
     key64: bytes | None = None
+    filter: str | FilterMembers | None = None
     start: Literal["earliest", "latest"] | From = msgspec.field(name="from", default="latest")
     credit: int | None = None
 
 
+class PackedSubscribe(Operation, tag="subscribe", tag_field="op", kw_only=True):
+    """The same in MessagePack."""
+
+    sub: str | None = None
+    address: str | None = None
+    topic: str | None = None
+    key: bytes | None = None
+    filter: str | PackedFilterMembers | None = None
+    start: Literal["earliest", "latest"] | From = msgspec.field(name="from", default="latest")
+    credit: int | None = None
+
+
+class ConsumerMembers(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
+    """How a consumer is to be served; what is left out is as before, or the node's default."""
+
+    ack_timeout_ms: int | None = None
+    deliveries_max: int | None = None
+    retry_backoff_ms: int | None = None
+    retry_backoff_max_ms: int | None = None
+    in_flight_max: int | None = None
+    dead_letter_topic: str | None = None
+
+
+class Consume(Subscribe, tag="consume", tag_field="op", kw_only=True):
+    """Go on as this named consumer; `from` counts only where it is new."""
+
+    consumer: str
+    options: ConsumerMembers = ConsumerMembers()
+
+
+class PackedConsume(PackedSubscribe, tag="consume", tag_field="op", kw_only=True):
+    """The same in MessagePack."""
+
+    consumer: str
+    options: ConsumerMembers = ConsumerMembers()
+
+
 class Unsubscribe(Operation, tag="unsubscribe", kw_only=True):
     sub: str
+
+
+class Pause(Operation, tag="pause", kw_only=True):
+    """Nothing more is sent until `resume`."""
+
+    sub: str
+
+
+class Resume(Operation, tag="resume", kw_only=True):
+    sub: str
+
+
+class Ack(Operation, tag="ack", kw_only=True):
+    """The records with these tags are done with."""
+
+    sub: str
+    tags: list[str]
+
+
+class Nack(Operation, tag="nack", kw_only=True):
+    """They are to be delivered again, after `delay_ms` or the consumer's backoff."""
+
+    sub: str
+    tags: list[str]
+    delay_ms: int | None = None
+    reason: str = ""
+
+
+class Reject(Operation, tag="reject", kw_only=True):
+    """They go to the dead-letter topic."""
+
+    sub: str
+    tags: list[str]
+    reason: str = ""
+
+
+class Extend(Operation, tag="extend", kw_only=True):
+    """They take longer: their timeout begins anew."""
+
+    sub: str
+    tags: list[str]
+    timeout_ms: int | None = None
 
 
 class Credit(Operation, tag="credit", kw_only=True):
@@ -98,8 +225,18 @@ class Ping(Operation, tag="ping"):
     pass
 
 
-AnyOperation: TypeAlias = Auth | Publish | Subscribe | Unsubscribe | Credit | Ping
-OPERATIONS = ("auth", "publish", "subscribe", "unsubscribe", "credit", "ping")
+AnyPublish: TypeAlias = Publish | PackedPublish
+AnySubscribe: TypeAlias = Subscribe | PackedSubscribe
+AnyConsume: TypeAlias = Consume | PackedConsume
+Settle: TypeAlias = Ack | Nack | Reject | Extend
+_Both: TypeAlias = Auth | Unsubscribe | Credit | Pause | Resume | Settle | Ping
+_Json: TypeAlias = _Both | Publish | Subscribe | Consume
+_Msgpack: TypeAlias = _Both | PackedPublish | PackedSubscribe | PackedConsume
+AnyOperation: TypeAlias = _Json | _Msgpack
+OPERATIONS = (
+    *("auth", "publish", "subscribe", "unsubscribe", "credit", "pause", "resume", "ping"),
+    *("consume", "ack", "nack", "reject", "extend"),
+)
 
 
 class Refused(msgspec.Struct, frozen=True):
@@ -117,50 +254,66 @@ class _Envelope(msgspec.Struct):
     sub: msgspec.Raw = _NONE
 
 
-_decoder = msgspec.json.Decoder(AnyOperation | list[AnyOperation])
-_one: msgspec.json.Decoder[AnyOperation] = msgspec.json.Decoder(AnyOperation)
-_raw_list = msgspec.json.Decoder(list[msgspec.Raw])
-_envelope = msgspec.json.Decoder(_Envelope)
-
-
 # From bytes to operations
 
 
-def decode_operations(message: bytes, *, operations_max: int, ref_bytes_max: int) -> Sequence[AnyOperation | Refused]:
+class Decoder(Protocol):
+    def decode(self, buf: bytes, /) -> Any: ...
+
+
+class Decoders:
+    """Of one sub-protocol; `begins_array` says of a message whether it is an array of operations."""
+
+    def __init__(self, make: Callable[[Any], Decoder], operation: Any, begins_array: Callable[[bytes], bool]) -> None:
+        self.whole, self.one = make(operation | list[operation]), make(operation)
+        self.elements, self.envelope = make(list[msgspec.Raw]), make(_Envelope)
+        self.begins_array = begins_array
+
+
+JSON = Decoders(msgspec.json.Decoder, _Json, lambda message: message.lstrip().startswith(b"["))
+MSGPACK = Decoders(
+    msgspec.msgpack.Decoder, _Msgpack, lambda message: message[:1] in (b"\xdc", b"\xdd") or 0x90 <= (message or b"\0")[0] <= 0x9F
+)
+
+
+def decode_operations(
+    message: bytes, decoders: Decoders = JSON, *, operations_max: int, ref_bytes_max: int
+) -> Sequence[AnyOperation | Refused]:
     """The operations of one message, in order. What is wrong with one of an array leaves the others as they are."""
     try:
-        decoded = _decoder.decode(message)
+        decoded = decoders.whole.decode(message)
         operations: Sequence[AnyOperation | Refused] = decoded if isinstance(decoded, list) else (decoded,)
-    except (msgspec.DecodeError, RecursionError) as error:
-        operations = _decode_singly(message, error)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        operations = _decode_singly(message, decoders, error)
     if len(operations) > operations_max:
         reason = f"{len(operations)} operations; websocket.operations_max allows {operations_max} in one message"
         return (Refused(BodyMalformed(reason)),)
     return [_bound_ref(operation, ref_bytes_max) for operation in operations]
 
 
-def _decode_singly(message: bytes, error: Exception) -> Sequence[AnyOperation | Refused]:
-    if not message.lstrip().startswith(b"["):
-        return (_refused(message, error),)
+def _decode_singly(message: bytes, decoders: Decoders, error: Exception) -> Sequence[AnyOperation | Refused]:
+    if not decoders.begins_array(message):
+        return (_refused(message, decoders, error),)
     try:
-        elements = _raw_list.decode(message)
-    except (msgspec.DecodeError, RecursionError) as malformed:
+        elements = decoders.elements.decode(message)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as malformed:
         return (Refused(_malformed(message, malformed)),)
-    return [_decode_element(bytes(element)) for element in elements]
+    return [_decode_element(bytes(element), decoders) for element in elements]
 
 
-def _decode_element(element: bytes) -> AnyOperation | Refused:
+def _decode_element(element: bytes, decoders: Decoders) -> AnyOperation | Refused:
     try:
-        return _one.decode(element)
-    except (msgspec.DecodeError, RecursionError) as error:
-        return _refused(element, error)
+        decoded: AnyOperation = decoders.one.decode(element)
+        return decoded
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        return _refused(element, decoders, error)
 
 
-def _refused(element: bytes, error: Exception) -> Refused:
+def _refused(element: bytes, decoders: Decoders, error: Exception) -> Refused:
     problem = _malformed(element, error)
     try:
-        envelope = _envelope.decode(element)
-    except (msgspec.DecodeError, RecursionError):
+        envelope = decoders.envelope.decode(element)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         return Refused(problem)
     return Refused(problem, bytes(envelope.ref), bytes(envelope.sub))
 
@@ -169,6 +322,8 @@ def _malformed(message: bytes, error: Exception) -> BodyMalformed:
     """msgspec's errors end with a path or with a position, or say that the input was truncated."""
     if isinstance(error, RecursionError):
         return BodyMalformed("it is nested too deeply")
+    if isinstance(error, UnicodeDecodeError):
+        return BodyMalformed("a string in it is no UTF-8")
     reason, _, place = str(error).partition(" - at ")
     if place:
         if place == "`$.op`":
@@ -196,14 +351,16 @@ def _bound_ref(operation: AnyOperation | Refused, ref_bytes_max: int) -> AnyOper
 # From operations to what the pipeline takes
 
 
-def incoming_of(operation: Publish) -> tuple[str, list[Incoming]]:
+def incoming_of(operation: AnyPublish) -> tuple[str, list[Incoming]]:
     """Topic and records of a publish; the operation's key is that of the records which have none. GatewayError."""
     address = address_of(operation)
-    if operation.records is None:
+    if isinstance(operation, PackedPublish):
+        records = [_unpacked(record) for record in operation.records]
+    elif operation.records is None:
         records = to_incoming((operation,))
-    elif operation.records:
-        records = to_incoming(operation.records)
     else:
+        records = to_incoming(operation.records)
+    if not records:
         raise ParameterInvalid("records", "it is empty")
     if address.key is not None:
         for record in records:
@@ -212,10 +369,13 @@ def incoming_of(operation: Publish) -> tuple[str, list[Incoming]]:
     return address.topic, records
 
 
-def address_of(operation: Publish | Subscribe) -> Address:
-    key = operation.key64 if operation.key is None else operation.key.encode()
-    if operation.key is not None and operation.key64 is not None:
-        raise ParameterInvalid("key", 'there is "key" and "key64"; give one')
+def _unpacked(record: PackedRecord) -> Incoming:
+    headers = [(name.encode(), content) for name, content in record.headers] if record.headers else NO_HEADERS
+    return Incoming(record.key, record.value, headers, record.timestamp, record.id, record.partition, ttl_ms=record.ttl_ms)
+
+
+def address_of(operation: AnyPublish | AnySubscribe) -> Address:
+    key = _key_of(operation)
     if (operation.address is None) == (operation.topic is None):
         raise ParameterInvalid("address", 'give either "address" ("topic/key") or "topic"')
     if operation.topic is not None:
@@ -224,6 +384,29 @@ def address_of(operation: Publish | Subscribe) -> Address:
     if key is not None:
         raise ParameterInvalid("key", 'the key belongs into the address; or give "topic" and "key"')
     return address
+
+
+def _key_of(operation: AnyPublish | AnySubscribe) -> bytes | None:
+    if isinstance(operation, PackedPublish | PackedSubscribe):
+        return operation.key
+    if operation.key is None:
+        return operation.key64
+    if operation.key64 is not None:
+        raise ParameterInvalid("key", 'there is "key" and "key64"; give one')
+    return operation.key.encode()
+
+
+def filter_of(operation: AnySubscribe) -> Filter:
+    """What a subscription or consumer is to get. ParameterInvalid, FilterInvalid."""
+    wanted = operation.filter
+    if wanted is None:
+        return Filter.parse(address_of(operation).text())
+    if operation.address is not None or operation.topic is not None or _key_of(operation) is not None:
+        raise ParameterInvalid("filter", 'give either "filter", or "address", or "topic" and "key"')
+    if isinstance(wanted, str):
+        return Filter.parse(wanted)
+    prefix = wanted.key_prefix.encode() if isinstance(wanted.key_prefix, str) else wanted.key_prefix
+    return Filter.parse(wanted.address, key_prefix=prefix, headers=wanted.headers)
 
 
 def position_of(start: Literal["earliest", "latest"] | From) -> Position:

@@ -13,20 +13,40 @@ from typing import TypeAlias
 
 import msgspec
 
+from broker.delivery.consumer import Settled
+from broker.delivery.consumer_options import ConsumerOptions
 from broker.delivery.position import Position
+from broker.errors import BrokerError
 from broker.topics.addresses import Address
-from gateway.endpoints.websocket_frames import ack_frame, error_frame, going_away_frame, pong_frame, unsubscribed_frame
+from gateway.endpoints.websocket_broadcast import Interest
+from gateway.endpoints.websocket_consumer import ConsumerReader
+from gateway.endpoints.websocket_frames import Frames
 from gateway.endpoints.websocket_hub import PROTOCOL, Hub
 from gateway.endpoints.websocket_messages import (
+    Ack,
+    AnyConsume,
     AnyOperation,
+    AnyPublish,
+    AnySubscribe,
     Auth,
+    Consume,
     Credit,
+    Extend,
+    Nack,
+    PackedConsume,
+    PackedPublish,
+    PackedSubscribe,
+    Pause,
     Ping,
     Publish,
     Refused,
+    Reject,
+    Resume,
+    Settle,
     Subscribe,
     Unsubscribe,
     address_of,
+    filter_of,
     incoming_of,
     position_of,
 )
@@ -46,11 +66,13 @@ Close: TypeAlias = Callable[[int, str], None]
 class Operations:
     """Of one authenticated connection. `close` ends it; `on_room` is called when `blocked` has ended."""
 
-    def __init__(self, hub: Hub, session: Session, output: Output, *, close: Close, on_room: Callable[[], None]) -> None:
+    def __init__(
+        self, hub: Hub, session: Session, output: Output, frames: Frames, *, close: Close, on_room: Callable[[], None]
+    ) -> None:
         options = hub.options
         self.session = session
-        self._hub, self._output, self._close = hub, output, close
-        self._subscribers: dict[bytes, Subscriber] = {}
+        self._hub, self._output, self._frames, self._close = hub, output, frames, close
+        self._subscribers: dict[bytes, Subscriber | ConsumerReader] = {}
         self._turn = asyncio.Lock()
         self._stopped = False
         self._publisher = Publisher(
@@ -68,16 +90,22 @@ class Operations:
 
     def run(self, operation: AnyOperation | Refused) -> None:
         match operation:
-            case Publish():
+            case Publish() | PackedPublish():
                 self.publish(operation)
-            case Subscribe():
+            case Consume() | PackedConsume():  # which are subscriptions too
+                self.consume(operation)
+            case Subscribe() | PackedSubscribe():
                 self.subscribe(operation)
             case Unsubscribe():
                 self.unsubscribe(operation)
+            case Ack() | Nack() | Reject() | Extend():
+                self.settle(operation)
+            case Pause() | Resume():
+                self.pause(operation)
             case Credit():
                 self.credit(operation)
             case Ping():
-                self._output.write(pong_frame(bytes(operation.ref)))
+                self._output.write(self._frames.pong(bytes(operation.ref)))
             case Refused():
                 self._publisher.refuse(operation.ref, operation.error)
             case Auth():
@@ -85,7 +113,7 @@ class Operations:
 
     # The operations
 
-    def publish(self, operation: Publish) -> None:
+    def publish(self, operation: AnyPublish) -> None:
         ref = bytes(operation.ref)
         try:
             topic, records = incoming_of(operation)
@@ -95,38 +123,84 @@ class Operations:
         size = sum([len(record.value or b"") + len(record.key or b"") for record in records])
         self._publisher.publish(self.session, topic, records, durable=operation.acks == "durable", ref=ref, size=size)
 
-    def subscribe(self, operation: Subscribe) -> None:
+    def subscribe(self, operation: AnySubscribe) -> None:
         try:
-            name, address, position = self._wanted(operation)
-        except GatewayError as error:
+            sub, position = self._named(operation)
+            interest = _interest_of(operation)
+        except (GatewayError, BrokerError) as error:
             self._refuse(operation, error)
             return
-        sub = _json(name)
-        subscriber = Subscriber(
+        subscriber = self._subscribers[sub] = Subscriber(
             self._hub,
             self.session,
             self._output,
+            self._frames,
             self._turn,
             self._on_failure,
             ref=bytes(operation.ref),
             sub=sub,
-            topic=address.topic,
-            key=address.key,
+            interest=interest,
             credit=operation.credit,
         )
-        self._subscribers[sub] = subscriber
         subscriber.start(position)
 
+    def consume(self, operation: AnyConsume) -> None:
+        """As `subscribe`, for a named consumer whose place in the log is kept by the node."""
+        try:
+            sub, position = self._named(operation)
+            wanted = filter_of(operation)
+        except (GatewayError, BrokerError) as error:
+            self._refuse(operation, error)
+            return
+        reader = self._subscribers[sub] = ConsumerReader(
+            self._hub,
+            self.session,
+            self._output,
+            self._frames,
+            self._turn,
+            self._on_failure,
+            ref=bytes(operation.ref),
+            sub=sub,
+            filter=wanted,
+            name=operation.consumer,
+            options=ConsumerOptions(**msgspec.structs.asdict(operation.options)),
+            credit=operation.credit,
+        )
+        reader.start(position)
+
+    def settle(self, operation: Settle) -> None:
+        """Answered in the order of publishes and other settlements, when it is durable."""
+        reader = self._subscribers.get(self._frames.encoded(operation.sub))
+        ref = bytes(operation.ref)
+        if len(operation.tags) > self._hub.options.tags_max:
+            reason = f"{len(operation.tags)} tags; websocket.tags_max allows {self._hub.options.tags_max}"
+            self._publisher.refuse(ref, ParameterInvalid("tags", reason), _name(operation), self._frames.encoded(operation.sub))
+        elif not isinstance(reader, ConsumerReader):
+            self._publisher.refuse(ref, _no_consumer(operation.sub), _name(operation), self._frames.encoded(operation.sub))
+        else:
+            self._publisher.settle(_name(operation), reader.sub, reader.settle(operation), ref=ref)
+
+    def pause(self, operation: Pause | Resume) -> None:
+        subscriber = self._subscribers.get(self._frames.encoded(operation.sub))
+        if subscriber is None:
+            self._refuse(operation, _no_subscription(operation.sub))
+        elif isinstance(operation, Pause):
+            subscriber.pause()
+            self._output.write(self._frames.paused(subscriber.sub, ref=bytes(operation.ref)))
+        else:
+            subscriber.resume()
+            self._output.write(self._frames.resumed(subscriber.sub, ref=bytes(operation.ref)))
+
     def unsubscribe(self, operation: Unsubscribe) -> None:
-        subscriber = self._subscribers.pop(_json(operation.sub), None)
+        subscriber = self._subscribers.pop(self._frames.encoded(operation.sub), None)
         if subscriber is None:
             self._refuse(operation, _no_subscription(operation.sub))
             return
         subscriber.stop()
-        self._output.write(unsubscribed_frame(subscriber.sub, subscriber.position(), ref=bytes(operation.ref)))
+        self._output.write(self._frames.unsubscribed(subscriber.sub, subscriber.position(), ref=bytes(operation.ref)))
 
     def credit(self, operation: Credit) -> None:
-        subscriber = self._subscribers.get(_json(operation.sub))
+        subscriber = self._subscribers.get(self._frames.encoded(operation.sub))
         if subscriber is None:
             self._refuse(operation, _no_subscription(operation.sub))
         elif subscriber.credit is None or operation.records < 1 or subscriber.credit + operation.records > CREDIT_MAX:
@@ -160,7 +234,7 @@ class Operations:
         for subscriber in subscribers:
             subscriber.stop()
         places = [(subscriber.sub, subscriber.position()) for subscriber in subscribers]
-        self._output.write(going_away_frame((sub, cursor) for sub, cursor in places if cursor is not None))
+        self._output.write(self._frames.going_away((sub, cursor) for sub, cursor in places if cursor is not None))
 
     def stop(self) -> None:
         """The connection has ended: nothing more is read for it. Publishes under way go on, and are answered to nobody."""
@@ -172,30 +246,34 @@ class Operations:
     # Answers and errors
 
     def _answer(self, done: UnderWay) -> None:
-        seconds = self._hub.metrics.request_seconds.labels(PROTOCOL, "publish")
+        seconds = self._hub.metrics.request_seconds.labels(PROTOCOL, done.operation)
         seconds.observe(time.perf_counter() - done.began_s)
-        if isinstance(done.outcome, list):
-            self._hub.count("publish", "ok")
-            self._output.write(ack_frame(done.ref, done.outcome))
-        elif isinstance(done.outcome, Exception):
-            self._hub.count("publish", translate(done.outcome).slug)
-            self._report(done.outcome, ref=done.ref)
+        outcome = done.outcome
+        if isinstance(outcome, Exception):
+            self._hub.count(done.operation, translate(outcome).slug)
+            self._report(outcome, ref=done.ref, sub=done.sub)
+        elif isinstance(outcome, Settled):
+            self._hub.count(done.operation, "ok")
+            self._output.write(self._frames.settled(done.sub, outcome.settled, outcome.unknown, ref=done.ref))
+        elif not isinstance(outcome, BaseException | None):
+            self._hub.count(done.operation, "ok")
+            self._output.write(self._frames.ack(done.ref, outcome))
 
-    def _refuse(self, operation: Subscribe | Unsubscribe | Credit, error: Exception) -> None:
-        sub = b"" if operation.sub is None else _json(operation.sub)
-        self._hub.count(type(operation).__name__.lower(), translate(error).slug)
+    def _refuse(self, operation: AnySubscribe | Unsubscribe | Credit | Pause | Resume, error: Exception) -> None:
+        sub = b"" if operation.sub is None else self._frames.encoded(operation.sub)
+        self._hub.count(_name(operation), translate(error).slug)
         self._report(error, ref=bytes(operation.ref), sub=sub)
 
-    def _on_failure(self, subscriber: Subscriber, error: Exception) -> None:
+    def _on_failure(self, subscriber: Subscriber | ConsumerReader, error: Exception) -> None:
         self._subscribers.pop(subscriber.sub, None)
-        self._hub.count("subscribe", translate(error).slug)
+        self._hub.count(subscriber.operation, translate(error).slug)
         self._report(error, ref=subscriber.take_ref(), sub=subscriber.sub)
 
     def _report(self, error: Exception, *, ref: bytes = b"", sub: bytes = b"") -> None:
         if self._stopped:
             return
         self._hub.refused(translate(error).slug)
-        self._output.write(error_frame(problem(error, self.session.id), ref=ref, sub=sub))
+        self._output.write(self._frames.error(problem(error, self.session.id), ref=ref, sub=sub))
         if isinstance(error, IdentityProblem) or translate(error).websocket_close is not None:
             self._end(error)
 
@@ -204,26 +282,45 @@ class Operations:
         code = CloseCode.FORBIDDEN if isinstance(error, IdentityProblem) else row.websocket_close or CloseCode.INTERNAL_ERROR
         self._close(code, row.title if row.detail else str(error))
 
-    def _wanted(self, operation: Subscribe) -> tuple[str, Address, Position]:
-        """Name, address and beginning of a subscription. ParameterInvalid."""
+    def _named(self, operation: AnySubscribe) -> tuple[bytes, Position]:
+        """Name and beginning of a subscription. ParameterInvalid, FilterInvalid."""
         options = self._hub.options
-        address = address_of(operation)
-        name = address.text() if operation.sub is None else operation.sub
+        name = operation.sub
+        if name is None:
+            name = address_of(operation).text() if operation.filter is None else filter_of(operation).address
+        sub = self._frames.encoded(name)
         if len(name) > options.sub_chars_max:
             raise ParameterInvalid("sub", f"{len(name)} characters; websocket.sub_chars_max allows {options.sub_chars_max}")
-        if _json(name) in self._subscribers:
+        if sub in self._subscribers:
             raise ParameterInvalid("sub", f"{name!r} is in use on this connection; unsubscribe it, or take another name")
         if len(self._subscribers) >= options.subscriptions_max:
             limit = options.subscriptions_max
             raise ParameterInvalid("sub", f"websocket.subscriptions_max ({limit}) is reached; unsubscribe, or connect again")
         if operation.credit is not None and not 0 <= operation.credit <= CREDIT_MAX:
             raise ParameterInvalid("credit", f"0 to {CREDIT_MAX} records")
-        return name, address, position_of(operation.start)
+        return sub, position_of(operation.start)
+
+
+def _interest_of(operation: AnySubscribe) -> Interest:
+    """The plainest one that says the same: equal interests share a broadcast."""
+    if operation.filter is None:
+        return address_of(operation)
+    wanted = filter_of(operation)
+    if wanted.open and wanted.topic is not None:
+        return Address(wanted.topic, None)
+    if wanted.exact is not None and wanted.exact[1] is not None and not wanted.headers and wanted.key_prefix is None:
+        return Address(*wanted.exact)
+    return wanted
+
+
+def _no_consumer(name: str) -> ParameterInvalid:
+    return ParameterInvalid("sub", f"{name[:80]!r} is no consumer of this connection")
 
 
 def _no_subscription(name: str) -> ParameterInvalid:
     return ParameterInvalid("sub", f"there is no subscription {name[:80]!r} on this connection")
 
 
-def _json(text: str) -> bytes:
-    return msgspec.json.encode(text)
+def _name(operation: AnyOperation) -> str:
+    """As its `op`."""
+    return type(operation).__name__.removeprefix("Packed").lower()

@@ -21,6 +21,8 @@ class WebSocketOptions(msgspec.Struct, frozen=True, kw_only=True):
     fragments_max: int = 1024
     operations_max: int = 1000
     """Operations in one message (an array)."""
+    tags_max: int = 1000
+    """Tags in one ack, nack, reject or extend."""
     ref_bytes_max: int = 256
     """A `ref` is kept until its answer, and echoed."""
     control_frames_per_second_max: int = 100

@@ -1,4 +1,4 @@
-"""The publishes of one connection that the log has not yet acknowledged.
+"""The publishes, and settlements of consumers, of one connection that the log has not yet acknowledged.
 
 Order is kept twice. Appends: operations reach the engine in the order they came, since `Pipeline.publish` does not suspend before
 it has handed its batches over. Only making a topic suspends it, so such an operation goes alone: `full` until it is done.
@@ -10,26 +10,29 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
+from broker.delivery.consumer import Settled
 from gateway.pipeline import Incoming, Pipeline, Receipt
 from security.principal import Session
 
-Outcome = list[Receipt] | BaseException
+Outcome = Sequence[Receipt] | Settled | BaseException
 Answer = Callable[["UnderWay"], None]
 
 
 @dataclass(slots=True, eq=False)
 class UnderWay:
-    """A publish that is not answered yet. `ref` is JSON, echoed in the answer; `size` counts against the bound in bytes.
+    """An operation that is not answered yet. `ref` is encoded and echoed in the answer; `size` counts against the bound in bytes.
 
-    `began_s` is on the clock `time.perf_counter`.
+    `began_s` is on the clock `time.perf_counter`; `sub` is the consumer's, encoded.
     """
 
     ref: bytes
     size: int
     began_s: float
+    operation: str = "publish"
+    sub: bytes = b""
     outcome: Outcome | None = None
 
 
@@ -56,13 +59,15 @@ class Publisher:
         if topic not in self._pipeline.broker.topics():
             self._alone = operation
             self._look()
-        task = asyncio.create_task(self._run(operation, session, topic, records, durable))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._start(operation, self._pipeline.publish(session, topic, records, durable=durable))
 
-    def refuse(self, ref: bytes, error: Exception) -> None:
+    def settle(self, operation: str, sub: bytes, work: Awaitable[Settled], *, ref: bytes) -> None:
+        """A consumer's acknowledgement; answered when `work` says that it is durable."""
+        self._start(self._add(UnderWay(ref, 0, time.perf_counter(), operation, sub)), work)
+
+    def refuse(self, ref: bytes, error: Exception, operation: str = "publish", sub: bytes = b"") -> None:
         """An operation that comes to nothing is answered in its turn."""
-        self._add(UnderWay(ref, 0, time.perf_counter(), error))
+        self._add(UnderWay(ref, 0, time.perf_counter(), operation, sub, error))
         self._answer_done()
 
     async def settled(self) -> None:
@@ -71,9 +76,14 @@ class Publisher:
             self._settled = self._settled or asyncio.get_running_loop().create_future()
             await asyncio.shield(self._settled)
 
-    async def _run(self, operation: UnderWay, session: Session, topic: str, records: Sequence[Incoming], durable: bool) -> None:
+    def _start(self, operation: UnderWay, work: Awaitable[Sequence[Receipt] | Settled]) -> None:
+        task = asyncio.create_task(self._run(operation, work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _run(self, operation: UnderWay, work: Awaitable[Sequence[Receipt] | Settled]) -> None:
         try:
-            operation.outcome = await self._pipeline.publish(session, topic, records, durable=durable)
+            operation.outcome = await work
         except BaseException as error:
             operation.outcome = error
             if not isinstance(error, Exception):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from broker.delivery.position import Cursor, Position
 from broker.delivery.subscription import record_bytes
-from gateway.endpoints.websocket_frames import encode_chunks, records_frame, subscribed_frame
+from gateway.endpoints.websocket_frames import Frames, Losses, encode_chunks
 from gateway.endpoints.websocket_output import Output
 from gateway.feed import Feed
 from security.errors import QuotaExceeded
@@ -25,7 +25,7 @@ from security.policy.quotas import Quota
 from security.principal import Session
 
 if TYPE_CHECKING:
-    from gateway.endpoints.websocket_broadcast import Broadcast, Group
+    from gateway.endpoints.websocket_broadcast import Broadcast, Group, Interest
     from gateway.endpoints.websocket_hub import Hub
 
 STEPS_PER_TURN_MAX = 16
@@ -47,16 +47,18 @@ OnFailure = Callable[["Subscriber", Exception], None]
 
 
 class Subscriber:
-    """`sub` is the subscription's name as JSON; `credit` the records it may still be sent, None for no bound.
+    """`sub` is the subscription's name as `frames` encodes it; `credit` the records it may still be sent, None for no bound.
 
     `group`, `broadcast` and `floor` belong to the broadcast it is a member of.
     """
 
+    operation = "subscribe"
     __slots__ = (
         "_credited",
         "_feed",
         "_hub",
         "_on_failure",
+        "_paused",
         "_pending",
         "_ref",
         "_task",
@@ -65,12 +67,12 @@ class Subscriber:
         "credit",
         "cursor",
         "floor",
+        "frames",
         "group",
-        "key",
+        "interest",
         "output",
         "session",
         "sub",
-        "topic",
     )
 
     def __init__(
@@ -78,17 +80,17 @@ class Subscriber:
         hub: Hub,
         session: Session,
         output: Output,
+        frames: Frames,
         turn: asyncio.Lock,
         on_failure: OnFailure,
         *,
         ref: bytes,
         sub: bytes,
-        topic: str,
-        key: bytes | None,
+        interest: Interest,
         credit: int | None,
     ) -> None:
-        self.session, self.output = session, output
-        self.sub, self.topic, self.key, self.credit = sub, topic, key, credit
+        self.session, self.output, self.frames = session, output, frames
+        self.sub, self.interest, self.credit = sub, interest, credit
         self.cursor = Cursor(0)
         self.group: Group | None = None
         self.broadcast: Broadcast | None = None
@@ -96,6 +98,7 @@ class Subscriber:
         self._hub, self._turn, self._on_failure = hub, turn, on_failure
         self._ref = ref
         self._pending: Position | None = None
+        self._paused = False
         self._credited = asyncio.Event()
         self._feed: Feed | None = None
         self._task: asyncio.Task[None] | None = None
@@ -116,7 +119,19 @@ class Subscriber:
         """The connection has authenticated again: everything is asked again, with the new session."""
         self.stop()
         self.session = session
-        self._spawn()
+        if not self._paused:
+            self._spawn()
+
+    def pause(self) -> None:
+        """Nothing is sent until `resume`, and nothing kept but the cursor."""
+        if not self._paused:
+            self._paused = True
+            self.stop()
+
+    def resume(self) -> None:
+        if self._paused:
+            self._paused = False
+            self._spawn()
 
     def add_credit(self, records: int) -> None:
         self.credit = records + (self.credit or 0)
@@ -149,7 +164,7 @@ class Subscriber:
     # Reading alone
 
     def _spawn(self) -> None:
-        self._task = asyncio.create_task(self._run(), name=f"subscriber of {self.topic}")
+        self._task = asyncio.create_task(self._run(), name="subscriber")
 
     async def _run(self) -> None:
         """From the position asked for, or from where it stands."""
@@ -165,10 +180,10 @@ class Subscriber:
 
     async def _begin(self, position: Position) -> bool:
         """Find the position and say so; whether the subscriber has become a member of a broadcast at once."""
-        self._feed = await self._hub.pipeline.subscribe(self.session, self.topic, self.key, position)
+        self._feed = await self._hub.subscribe(self.session, self.interest, position)
         self.cursor, self._pending = self._feed.cursor, None
         self._hub.count("subscribe", "ok")
-        self.output.write(subscribed_frame(self.sub, self.cursor, ref=self.take_ref()))
+        self.output.write(self.frames.subscribed(self.sub, self.cursor, ref=self.take_ref()))
         return position == "latest" and self._join(caught_up=True)
 
     async def _read(self) -> None:
@@ -188,7 +203,7 @@ class Subscriber:
     async def _open(self) -> Feed:
         while True:
             try:
-                self._feed = await self._hub.pipeline.subscribe(self.session, self.topic, self.key, self.cursor)
+                self._feed = await self._hub.subscribe(self.session, self.interest, self.cursor)
                 return self._feed
             except QuotaExceeded as wait:  # the client asked once, a long time ago: to go on is not its doing
                 await asyncio.sleep(wait.retry_after_ms / 1000)
@@ -197,7 +212,7 @@ class Subscriber:
         """One turn of reading and writing."""
         size = 0
         for _ in range(STEPS_PER_TURN_MAX):
-            if self.credit == 0 or not self.output.writable:
+            if self.credit == 0 or not self.output.takes():
                 break
             size = await self._step(feed)
             if self._reached(caught_up=feed.at_end):
@@ -218,11 +233,14 @@ class Subscriber:
     async def _step(self, feed: Feed) -> int:
         """Read and write once; returns the bytes that were delivered."""
         options = self._hub.options
-        records_max = options.read_records_max if self.credit is None else min(self.credit, options.read_records_max)
+        bytes_max, records_max = self._hub.piece
+        if self.credit is not None:
+            records_max = min(self.credit, records_max)
         async with self._hub.reads:
-            delivered = await feed.next(bytes_max=options.read_bytes_max, records_max=records_max, wait_max_ms=0)
-        for chunk in encode_chunks(delivered, feed.take_damage(), feed.cursor, options.frame_bytes_max):
-            self.output.write(records_frame(self.sub, chunk))
+            delivered = await feed.next(bytes_max=bytes_max, records_max=records_max, wait_max_ms=0)
+        losses = Losses(feed.take_damage(), feed.take_gaps())
+        for chunk in encode_chunks(self.frames, delivered, losses, feed.cursor, options.frame_bytes_max):
+            self.output.write_piece(self.frames.records(self.sub, chunk))
         self.cursor = feed.cursor
         if self.credit is not None:
             self.credit -= len(delivered)
@@ -238,11 +256,11 @@ class Subscriber:
 
     async def _news(self) -> None:
         """Wait until there may be something to read. What wakes it is thrown away: it was not authorised for this moment."""
-        subscription = await self._hub.pipeline.broker.subscribe(self.topic, self.key, self.cursor)
+        subscription = await self._hub.follow(self.interest, self.cursor)
         await subscription.next(bytes_max=1, records_max=1, wait_max_ms=self._hub.options.read_wait_ms)
 
     def _sharing(self) -> bool:
-        return self.credit is None and self._hub.shares(self.session, self.topic, self.key)
+        return self.credit is None and self._hub.shares(self.session, self.interest)
 
     def _reached(self, *, caught_up: bool) -> bool:
         return self._hub.reached(self, caught_up=caught_up) and self._sharing()

@@ -26,10 +26,12 @@ import httptools
 import msgspec
 from uuid_utils import uuid7
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from gateway.listen.buffered import Buffered
+from gateway.listen.direct import HEADS_MAX, Direct, Headers, Prepared, opening, repeatable
+from gateway.listen.hosts import Hosts
 from gateway.listen.turn_writer import TurnWriter
 from gateway.observe.metrics import Metrics
 from gateway.settings import LimitsSection, Listener
@@ -105,6 +107,13 @@ def _refusals(limits: LimitsSection) -> dict[str, Refusal]:
             f"or took longer than limits.request_total_ms ({limits.request_total_ms})",
         ),
         Refusal(
+            421,
+            "host-refused",
+            "The request names another host",
+            "a plain or anonymous listener answers to localhost, loopback addresses and the names in listeners.http.hosts: "
+            "ask by one of those, or add the name of the Host header there",
+        ),
+        Refusal(
             431,
             "head-too-large",
             "The request's head is too large",
@@ -125,11 +134,22 @@ def _refusals(limits: LimitsSection) -> dict[str, Refusal]:
 
 
 class Gate:
-    """What all connections of a listener share."""
+    """What all connections of a listener share. `direct` is the application's, where it has one."""
 
-    def __init__(self, config: Config, state: ServerState, listener: Listener, limits: LimitsSection, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        config: Config,
+        state: ServerState,
+        listener: Listener,
+        limits: LimitsSection,
+        metrics: Metrics,
+        direct: Direct | None = None,
+    ) -> None:
+        self.direct = direct
+        self._default_headers: tuple[list[tuple[bytes, bytes]], bytes] = ([], b"")
         self.config, self.state, self.listener, self.limits, self.metrics = config, state, listener, limits, metrics
         self.refusals = _refusals(limits)
+        self.hosts = Hosts.of(listener)
         self.head_s = limits.request_head_ms / 1_000
         self.body_s = limits.request_body_ms / 1_000
         self.total_s = limits.request_total_ms / 1_000
@@ -137,8 +157,49 @@ class Gate:
         self.linger_s = limits.linger_ms / 1_000
         self.stall_s = limits.write_stall_ms / 1_000
 
+    def default_headers(self) -> bytes:
+        """Those of every answer, as they are written; made again when they change, once a second."""
+        current = self.state.default_headers
+        if current is not self._default_headers[0]:
+            self._default_headers = (current, b"".join([b"%b: %b\r\n" % pair for pair in current]))
+        return self._default_headers[1]
+
     def refused(self, reason: str) -> None:
         self.metrics.refused_total.labels(PROTOCOL, reason).inc()
+
+
+class Straight:
+    """A request on the direct path, whose body has `length` bytes; -1 where it is whole.
+
+    `last`: the connection ends with its answer; `ahead`: bytes of what follows it.
+    """
+
+    __slots__ = ("_missing", "_parts", "ahead", "last", "prepared")
+
+    def __init__(self, prepared: Prepared, length: int) -> None:
+        self.prepared = prepared
+        self.last = False
+        self.ahead = b""
+        self._missing = length
+        self._parts: list[bytes] = []
+
+    def take(self, data: bytes) -> bool:
+        """Whether the body is whole with these bytes, which is so once."""
+        if self._missing < 0:
+            self.ahead += data
+            return False
+        part = data[: self._missing]
+        self._parts.append(part)
+        self._missing -= len(part)
+        if self._missing:
+            return False
+        self.ahead = data[len(part) :]
+        self._missing = -1
+        return True
+
+    def take_body(self) -> bytes:
+        parts, self._parts = self._parts, []
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -163,6 +224,11 @@ class HttpProtocol(HttpToolsProtocol):
         self.surplus = False
         self.stalled_bytes = 0
         self.stall_ends_at = math.inf
+        # The direct path: heads it knows, the one that the parser is learning from, the request under way.
+        self.heads: dict[bytes, Prepared] = {}
+        self.learning: bytes | None = None
+        self.straight: Straight | None = None
+        self.parsing = False  # the parser is inside a request
 
     # The connection
 
@@ -197,6 +263,11 @@ class HttpProtocol(HttpToolsProtocol):
             self.deadline = self.loop.time() + self.gate.head_s
         elif self.phase is Phase.BODY:
             self.deadline = min(self.loop.time() + self.gate.body_s, self.body_ends_at)
+        if self.straight is not None:
+            self._go_on(self.straight, data)
+            return
+        if self.gate.direct is not None and not self.parsing and self._begins(data):
+            return
         self.unparsed_bytes += len(data)
         try:
             self.parser.feed_data(data)
@@ -211,6 +282,9 @@ class HttpProtocol(HttpToolsProtocol):
 
     def eof_received(self) -> bool:  # type: ignore[override]  # as asyncio has it
         """A client that has sent all of its request may still wait for the answer (RFC 9112, 9.6); with TLS it cannot."""
+        if self.phase is Phase.ANSWER and self.scheme == "http" and self.straight is not None:
+            self.straight.last = True
+            return True
         if self.phase is Phase.ANSWER and self.scheme == "http" and self.cycle is not None:
             self.cycle.keep_alive = False
             return True
@@ -239,6 +313,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self.parsing = True
         self.scope["extensions"] = self.extensions
         self.head_bytes = 0
         if self.phase is not Phase.HEAD:  # pipelined: it came with the end of the one before
@@ -261,12 +336,16 @@ class HttpProtocol(HttpToolsProtocol):
             raise Refused(self.gate.refusals["connections"])
         if len(self.pipeline) >= self.gate.limits.pipelined_max:
             raise Refused(self.gate.refusals["pipelined"])
+        if self.gate.hosts is not None and not self.gate.hosts.allow([value for name, value in self.headers if name == b"host"]):
+            raise Refused(self.gate.refusals["host-refused"])
         self.unparsed_bytes = 0
         self.phase = Phase.BODY
         now = self.loop.time()
         self.body_ends_at = now + self.gate.total_s
         self.deadline = min(now + self.gate.body_s, self.body_ends_at)
         super().on_headers_complete()
+        if self.learning is not None:
+            self._learn(self.learning)
 
     def on_body(self, body: bytes) -> None:
         self.unparsed_bytes = 0
@@ -274,6 +353,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self.unparsed_bytes = 0
+        self.parsing = False
         self.phase = Phase.ANSWER
         self.deadline = math.inf
         super().on_message_complete()
@@ -303,6 +383,91 @@ class HttpProtocol(HttpToolsProtocol):
         self.head_bytes += size
         if self.head_bytes > self.gate.limits.head_bytes_max:
             raise Refused(self.gate.refusals["head-too-large"])
+
+    # The direct path
+
+    def _begins(self, data: bytes) -> bool:
+        """Between two requests. False: it is for the parser, which may learn its head."""
+        self.learning = None
+        if self.phase is not Phase.HEAD or self.pipeline or not self._answered() or self.flow.write_paused:
+            return False
+        begun = opening(data)
+        if begun is None:
+            return False
+        head, length, body_at = begun
+        prepared = self.heads.get(head)
+        if prepared is None:
+            self.learning = head
+            return False
+        if len(data) - body_at == length:  # all of it at once, as almost always
+            self.straight = Straight(prepared, -1)
+            self._run(prepared, data[body_at:])
+            return True
+        self.phase = Phase.BODY
+        now = self.loop.time()
+        self.body_ends_at = now + self.gate.total_s
+        self.deadline = min(now + self.gate.body_s, self.body_ends_at)
+        self.straight = Straight(prepared, length)
+        self._go_on(self.straight, data[body_at:])
+        return True
+
+    def _learn(self, head: bytes) -> None:
+        """The parser has just taken what `head` was cut from."""
+        self.learning = None
+        direct = self.gate.direct
+        if direct is None or len(self.heads) >= HEADS_MAX or not repeatable(head, self.headers):
+            return
+        prepared = direct.prepare(self.parser.get_method(), self.url, self.headers, self.extensions["sprawl"])
+        if prepared is not None:
+            self.heads[head] = prepared
+
+    def _go_on(self, request: Straight, data: bytes) -> None:
+        """A piece of its body; what comes after that waits, and the client too."""
+        if request.take(data):
+            self._run(request.prepared, request.take_body())
+        if request.ahead:
+            self.flow.pause_reading()
+
+    def _run(self, prepared: Prepared, body: bytes) -> None:
+        self.phase = Phase.ANSWER
+        self.deadline = math.inf
+        task = self.loop.create_task(prepared.answer(body, self._reply))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    def _reply(self, status: int, media_type: bytes, body: bytes, headers: Headers, id: str) -> None:
+        request, self.straight = self.straight, None
+        self.server_state.total_requests += 1
+        if request is None or self.transport.is_closing():
+            return
+        further = b"".join([b"%b: %b\r\n" % pair for pair in headers]) if headers else b""
+        self.writer.write_whole(
+            b"%b%bcontent-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n%b%b\r\n%b"
+            % (
+                STATUS_LINE[status],
+                self.gate.default_headers(),
+                media_type,
+                len(body),
+                id.encode(),
+                further,
+                b"connection: close\r\n" if request.last else b"",
+                body,
+            )
+        )
+        if request.last:
+            self.transport.close()
+            return
+        self._idle()
+        if request.ahead:
+            self.flow.resume_reading()
+            self.data_received(request.ahead)
+
+    def shutdown(self) -> None:
+        """The node stops: after the answer under way, if any."""
+        if self.straight is None:
+            super().shutdown()
+        else:
+            self.straight.last = True
 
     # Deadlines and refusals
 
@@ -353,16 +518,19 @@ class HttpProtocol(HttpToolsProtocol):
         self.flow.resume_reading()
 
     def _answered(self) -> bool:
-        return self.cycle is None or self.cycle.response_complete
+        return self.straight is None and (self.cycle is None or self.cycle.response_complete)
 
     def _answerable(self) -> bool:
         """Whether an answer written now would be taken for the answer to what is refused, and not for another's."""
         if self.phase is Phase.HEAD:
             return self._answered()
+        if self.straight is not None:
+            return self.phase is Phase.BODY
         return self.phase is Phase.BODY and not self.pipeline and self.cycle is not None and not self.cycle.response_started
 
     def _end_requests(self) -> None:
         """Whoever works on a request finds the client gone."""
+        self.straight = None
         waiting = [cycle for cycle, _ in self.pipeline]
         self.pipeline.clear()
         for cycle in (self.cycle, *waiting):

@@ -18,6 +18,7 @@ from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from gateway.listen.acceptor import Acceptor
+from gateway.listen.direct import Direct
 from gateway.listen.errors import AddressUnusable, ListenerExposed, PortInUse
 from gateway.listen.http import Gate, HttpProtocol
 from gateway.listen.tls import TlsContexts
@@ -83,7 +84,8 @@ class Connections(set[Any]):
 
 
 class HttpServer:
-    """REST, Server-Sent Events and WebSocket on one socket. `websocket` is the class given to uvicorn as `ws=`."""
+    """REST, Server-Sent Events and WebSocket on one socket. `websocket` is the class given to uvicorn as `ws=`, `direct` the
+    application's way without ASGI."""
 
     def __init__(
         self,
@@ -93,6 +95,7 @@ class HttpServer:
         contexts: TlsContexts | None,
         limits: LimitsSection,
         metrics: Metrics,
+        direct: Direct | None = None,
     ) -> None:
         if listener.plain != (contexts is None):
             raise ValueError("a listener has TLS contexts exactly when it is not plain")
@@ -100,7 +103,7 @@ class HttpServer:
         self._listener = listener
         self._state = ServerState()
         self._state.connections = self._connections = Connections()
-        self._gate = Gate(_uvicorn_config(app, websocket), self._state, listener, limits, metrics)
+        self._gate = Gate(_uvicorn_config(app, websocket), self._state, listener, limits, metrics, direct)
         self._acceptor: Acceptor | None = None
         self._ticks: list[asyncio.Task[None]] = []
         self.address: tuple[str, int] | None = None
@@ -117,6 +120,8 @@ class HttpServer:
             logger.warning("the listener on %s port %d is %s: for development only", host, port, " and ".join(exposed))
         # A peer that has vanished without a word (power, radio) is found by what it does not acknowledge; connections inherit it.
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, self._gate.limits.write_stall_ms)
+        # What the kernel keeps of answers that a slow reader does not fetch; without it that grows to tcp_wmem's 4 MiB for each.
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, self._gate.limits.unsent_bytes_max)
         self.address = (host, port)
         self._acceptor = Acceptor(listening, self._contexts, self._gate)
         self._ticks = [asyncio.create_task(self._check()), asyncio.create_task(self._date())]

@@ -33,6 +33,13 @@ class TurnWriter(asyncio.Transport):
         if self._pending_bytes >= PENDING_BYTES_MAX:
             self.flush()
 
+    def write_whole(self, data: bytes) -> None:
+        """An answer that is complete: nothing else will come in this turn that could go with it."""
+        if self._pending or self.underlying.is_closing():
+            self.write(data)
+        else:
+            self.underlying.write(data)
+
     def flush(self) -> None:
         """Harmless when there is nothing, or nobody any more."""
         if self._pending:

@@ -8,6 +8,7 @@ The file is made to be followed and moved away by others: it is opened again whe
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -42,6 +43,22 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
 _encoder = msgspec.json.Encoder()
 
+# What was allowed is told again and again by the same caller on the same thing: such lines differ in time and session only.
+TEMPLATES_MAX = 1_024
+_AT, _ID = "0000-00-00T00:00:00.000Z", "sprawl-session-id"
+_PLAIN = re.compile(r"[A-Za-z0-9._-]+")
+
+
+def _line(at: str, event: str, session: Session | None, id: str, action: str, resource: str, outcome: str, reason: str) -> str:
+    bounded = (resource[:FIELD_CHARACTERS_MAX], outcome, reason[:FIELD_CHARACTERS_MAX])
+    if session is None:
+        entry = Entry(at, event, action, *bounded)
+    else:
+        who = session.principal
+        proof = (who.name, who.proved_by, who.credential_id or "", session.peer, session.protocol, id)
+        entry = Entry(at, event, action, *bounded, *proof)
+    return redacted(_encoder.encode(entry).decode())
+
 
 class AuditLog:
     """Raises `OSError` when the file cannot be opened. `clock_ms` is Unix time."""
@@ -51,6 +68,7 @@ class AuditLog:
         self._lines_max = lines_max
         self._second = 0
         self._second_text = ""
+        self._templates: dict[tuple[object, ...], tuple[str, str]] = {}
         self._writer = LineWriter(AppendedFile(path), name="audit", lines_max=lines_max, lossy=False)
 
     @property
@@ -60,17 +78,29 @@ class AuditLog:
 
     def record(self, event: str, session: Session | None, action: str, resource: str, outcome: str, reason: str = "") -> None:
         """Add one line; `session` is None before anybody is known. Raises `gateway.errors.Busy` when the disk takes none."""
-        bounded = (resource[:FIELD_CHARACTERS_MAX], outcome, reason[:FIELD_CHARACTERS_MAX])
-        if session is None:
-            entry = Entry(self._now(), event, action, *bounded)
+        if session is not None and not reason and _PLAIN.fullmatch(session.id):
+            begins, ends = self._template(event, session, action, resource, outcome)
+            line = f'{begins}{self._now()}{ends}{redacted(session.id)}"}}'
         else:
-            who = session.principal
-            proof = (who.name, who.proved_by, who.credential_id or "", session.peer, session.protocol, session.id)
-            entry = Entry(self._now(), event, action, *bounded, *proof)
+            line = _line(self._now(), event, session, "" if session is None else session.id, action, resource, outcome, reason)
         try:
-            self._writer.put(redacted(_encoder.encode(entry).decode()).encode())
+            self._writer.put(line.encode())
         except LinesFull as full:
             raise Busy("logging.audit_queue_lines_max", full.lines_max, RETRY_AFTER_MS) from None
+
+    def _template(self, event: str, session: Session, action: str, resource: str, outcome: str) -> tuple[str, str]:
+        """What stands before the time, and between it and the session's id, which is the last; redacted already."""
+        who = session.principal
+        key = (event, action, resource, outcome, who.name, who.proved_by, who.credential_id, session.peer, session.protocol)
+        found = self._templates.get(key)
+        if found is None:
+            if len(self._templates) >= TEMPLATES_MAX:
+                self._templates.clear()
+            line = _line(_AT, event, session, _ID, action, resource, outcome, "")
+            begins, _, rest = line.partition(_AT)
+            assert rest.endswith(_ID + '"}'), "the session is the last member"
+            found = self._templates[key] = (begins, rest.removesuffix(f'{_ID}"}}'))
+        return found
 
     def flush(self) -> bool:
         """Wait until all lines so far are written; False when the disk does not take them in time."""

@@ -7,13 +7,15 @@ and reasons, words of our own code, and each family still has a bound (`SERIES_M
 from __future__ import annotations
 
 import logging
+from bisect import bisect_left
 from collections.abc import Callable, Iterable
+from itertools import accumulate
+from math import inf
 from typing import Any, Generic, TypeVar
 
 import msgspec
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client import CollectorRegistry, Gauge, Histogram, disable_created_metrics, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.process_collector import ProcessCollector
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -29,30 +31,104 @@ LAG_SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 logger = logging.getLogger(__name__)
-Kind = TypeVar("Kind", bound=MetricWrapperBase)
 
 
-class Family(Generic[Kind]):
-    """A metric with labels. Asking `labels` for a child again is one dictionary look-up, without prometheus-client's lock."""
+class Tally:
+    """A counter's child. Counting is one addition: prometheus-client's takes a lock and three calls, 0.9 us of each request."""
 
-    __slots__ = ("_children", "_metric", "_names")
+    __slots__ = ("value",)
 
-    def __init__(self, metric: Kind, names: tuple[str, ...]) -> None:
-        self._metric = metric
-        self._names = names
-        self._children: dict[tuple[str, ...], Kind] = {}
+    def __init__(self) -> None:
+        self.value = 0.0
 
-    def labels(self, *values: str, **named: str) -> Kind:
+    def inc(self, amount: float = 1) -> None:
+        self.value += amount
+
+
+class Level:
+    """A gauge's child."""
+
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        self.value = 0.0
+
+    def inc(self, amount: float = 1) -> None:
+        self.value += amount
+
+    def dec(self, amount: float = 1) -> None:
+        self.value -= amount
+
+    def set(self, value: float) -> None:
+        self.value = value
+
+
+class Spread:
+    """A histogram's child: how many values fell below each bound, above the one before."""
+
+    __slots__ = ("counts", "sum")
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(REQUEST_SECONDS) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        self.counts[bisect_left(REQUEST_SECONDS, value)] += 1
+        self.sum += value
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """Upper bound, as text, and how many are not above it."""
+        bounds = ["+Inf" if bound == inf else str(bound) for bound in (*REQUEST_SECONDS, inf)]
+        return list(zip(bounds, accumulate(self.counts), strict=True))
+
+
+Child = TypeVar("Child", Tally, Level, Spread)
+
+
+class Family(Generic[Child]):
+    """A metric with labels. Asking `labels` for a child again is one dictionary look-up.
+
+    Children are changed on the event loop's thread, or by single additions, which the interpreter does not take apart.
+    """
+
+    __slots__ = ("_children", "_kind", "name", "names", "text")
+
+    def __init__(self, kind: type[Child], name: str, text: str, names: tuple[str, ...]) -> None:
+        self.name = f"{NAMESPACE}_{name}"
+        self.text = text
+        self._kind: type[Child] = kind
+        self.names = names
+        self._children: dict[tuple[str, ...], Child] = {}
+
+    def labels(self, *values: str, **named: str) -> Child:
         """By position or by name, as prometheus-client takes them."""
-        key = values if values else tuple(named[name] for name in self._names)
+        key = values if values else tuple(named[name] for name in self.names)
         child = self._children.get(key)
         return self._new_child(key) if child is None else child
 
-    def _new_child(self, key: tuple[str, ...]) -> Kind:
+    def _new_child(self, key: tuple[str, ...]) -> Child:
+        if len(key) != len(self.names):
+            raise ValueError(f"{self.name} has the labels {', '.join(self.names)}, not {len(key)} values")
         if len(self._children) >= SERIES_MAX:
-            key = (OTHER,) * len(self._names)
-        child = self._children[key] = self._metric.labels(*key)
-        return child
+            key = (OTHER,) * len(self.names)
+        return self._children.setdefault(key, self._kind())
+
+    def collect(self) -> Iterable[Metric]:
+        """For the registry."""
+        children = list(self._children.items())
+        if self._kind is Spread:
+            histogram = HistogramMetricFamily(self.name, self.text, labels=self.names)
+            for key, child in children:
+                assert isinstance(child, Spread)
+                histogram.add_metric(key, child.buckets(), child.sum)
+            yield histogram
+            return
+        family = CounterMetricFamily if self._kind is Tally else GaugeMetricFamily
+        single = family(self.name, self.text, labels=self.names)
+        for key, child in children:
+            assert not isinstance(child, Spread)
+            single.add_metric(key, child.value)
+        yield single
 
 
 class Metrics:
@@ -96,15 +172,18 @@ class Metrics:
         """The body of `/metrics`; its type is `CONTENT_TYPE`."""
         return generate_latest(self.registry)
 
-    def _counter(self, name: str, text: str, *labels: str) -> Family[Counter]:
-        return Family(Counter(name, text, labels, namespace=NAMESPACE, registry=self.registry), labels)
+    def _counter(self, name: str, text: str, *labels: str) -> Family[Tally]:
+        return self._registered(Family(Tally, name, text, labels))
 
-    def _gauge(self, name: str, text: str, *labels: str) -> Family[Gauge]:
-        return Family(Gauge(name, text, labels, namespace=NAMESPACE, registry=self.registry), labels)
+    def _gauge(self, name: str, text: str, *labels: str) -> Family[Level]:
+        return self._registered(Family(Level, name, text, labels))
 
-    def _histogram(self, name: str, text: str, *labels: str) -> Family[Histogram]:
-        metric = Histogram(name, text, labels, namespace=NAMESPACE, buckets=REQUEST_SECONDS, registry=self.registry)
-        return Family(metric, labels)
+    def _histogram(self, name: str, text: str, *labels: str) -> Family[Spread]:
+        return self._registered(Family(Spread, name, text, labels))
+
+    def _registered(self, family: Family[Child]) -> Family[Child]:
+        self.registry.register(family)
+        return family
 
 
 class _Pulled:

@@ -14,8 +14,11 @@ States, and what moves them:
     CLOSING         -> messages are thrown away until the peer's close frame -> CLOSED
     CLOSED          -> when `ended` is true the transport is closed, after what is left to send
 
-A violation closes with its RFC 6455 code: 1002 framing and masking, 1003 binary frames, 1007 invalid UTF-8, 1008 floods of
-fragments, 1009 too big. Codes from 4000 on are ours.
+A sub-protocol is spoken in one kind of data frames: `sprawl.v1.json`, which is also what a client gets that offers none, in text
+frames, `sprawl.v1.msgpack` in binary ones.
+
+A violation closes with its RFC 6455 code: 1002 framing and masking, 1003 the other kind of frame, 1007 invalid UTF-8, 1008 floods
+of fragments, 1009 too big. Codes from 4000 on are ours.
 """
 
 from __future__ import annotations
@@ -38,7 +41,13 @@ from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
 SUBPROTOCOL = "sprawl.v1.json"
+BINARY_SUBPROTOCOL = "sprawl.v1.msgpack"
 BEARER_SUBPROTOCOL = "bearer."
+
+_OTHER_KIND = {
+    False: f"send JSON in text frames; binary frames are for the sub-protocol {BINARY_SUBPROTOCOL}",
+    True: f"send MessagePack in binary frames; text frames are for the sub-protocol {SUBPROTOCOL}",
+}
 
 # `websockets` logs headers and frames, tokens included, at DEBUG, and a line per connection at INFO.
 _logger = logging.getLogger("gateway.wire.websocket")
@@ -100,17 +109,26 @@ class Ended:
 
 
 Event = Upgrade | bytes | Ended
-"""`bytes` is one whole text message, valid UTF-8."""
+"""`bytes` is one whole message; valid UTF-8 if it came in text frames."""
 
 
 def text_frame(payload: bytes) -> bytes:
     """One unfragmented, unmasked text frame around a UTF-8 payload; ready for any number of connections."""
+    return _frame(b"\x81", payload)
+
+
+def binary_frame(payload: bytes) -> bytes:
+    """The same for a binary payload."""
+    return _frame(b"\x82", payload)
+
+
+def _frame(head: bytes, payload: bytes) -> bytes:
     size = len(payload)
     if size < 126:
-        return b"\x81" + size.to_bytes(1, "big") + payload
+        return head + size.to_bytes(1, "big") + payload
     if size < 65536:
-        return b"\x81\x7e" + size.to_bytes(2, "big") + payload
-    return b"\x81\x7f" + size.to_bytes(8, "big") + payload
+        return head + b"\x7e" + size.to_bytes(2, "big") + payload
+    return head + b"\x7f" + size.to_bytes(8, "big") + payload
 
 
 def origin_allowed(origin: str | None, host: str, *, secure: bool, allowed: Sequence[str]) -> bool:
@@ -146,6 +164,8 @@ class Connection:
         self.ended = False
         self.frames = 0
         """Received so far, of any kind: what a turn of the shell is measured in."""
+        self.binary = False
+        """Whether the sub-protocol is spoken in binary frames; settled by the handshake."""
         self.control_frames = 0
         """Pings and pongs among them: the shell, which has a clock, bounds their rate."""
         self._limits = limits
@@ -239,6 +259,7 @@ class Connection:
             events.append(Ended(CloseCode.PROTOCOL_ERROR, f"handshake refused with {response.status_code}", by_peer=False))
             return
         self._handshake = response
+        self.binary = response.headers.get("Sec-WebSocket-Protocol") == BINARY_SUBPROTOCOL
         events.append(upgrade)
 
     def _on_frame(self, frame: Frame, events: list[Event]) -> None:
@@ -249,10 +270,10 @@ class Connection:
             self.control_frames += 1
         elif self.state >= State.CLOSING:
             return
-        elif frame.opcode is Opcode.TEXT and frame.fin:
+        elif frame.opcode is not Opcode.CONT and (frame.opcode is Opcode.BINARY) is not self.binary:
+            self._violate(CloseCode.UNSUPPORTED_DATA, _OTHER_KIND[self.binary], events)
+        elif frame.fin and frame.opcode is not Opcode.CONT:
             self._on_message(frame.data, events)
-        elif frame.opcode is Opcode.BINARY:
-            self._violate(CloseCode.UNSUPPORTED_DATA, "send JSON in text frames, not binary frames", events)
         else:
             self._on_fragment(frame, events)
 
@@ -270,7 +291,7 @@ class Connection:
 
     def _on_message(self, payload: bytes | bytearray | memoryview, events: list[Event]) -> None:
         message = bytes(payload)
-        if not message.isascii():
+        if not self.binary and not message.isascii():
             try:
                 message.decode()
             except UnicodeDecodeError as problem:
@@ -317,9 +338,11 @@ def _offered(headers: Headers) -> list[str]:
 
 
 def _select_subprotocol(protocol: ServerProtocol, offered: Sequence[Subprotocol]) -> Subprotocol | None:
-    """None offered is fine (`websocat`); a token must never be echoed, and browsers fail when nothing is selected."""
+    """The first one offered that we speak. None offered is fine (`websocat`); a token must never be echoed, and browsers fail
+    when nothing is selected."""
     if not offered:
         return None
-    if SUBPROTOCOL in offered:
-        return Subprotocol(SUBPROTOCOL)
-    raise NegotiationError(f"offer the sub-protocol {SUBPROTOCOL}, or none")
+    for name in offered:
+        if name in (SUBPROTOCOL, BINARY_SUBPROTOCOL):
+            return name
+    raise NegotiationError(f"offer the sub-protocol {SUBPROTOCOL} or {BINARY_SUBPROTOCOL}, or none")

@@ -131,9 +131,11 @@ class KeyHasher:
     def hash_all(self, keys: Iterable[bytes]) -> set[int]:
         """The distinct hashes of many keys: 0.07 us a remembered key, where `hash` costs 0.2."""
         distinct = set(keys)
-        hashes: set[int | None] = set(map(self._younger.get, distinct))
+        known = self._younger.get
+        hashes: set[int | None] = set(map(known, distinct))
         if None in hashes:
-            return {self.hash(key) for key in distinct}
+            hashes.discard(None)
+            hashes.update([self._promote(key) for key in distinct if known(key) is None])
         return cast("set[int]", hashes)
 
     def _promote(self, key: bytes) -> int:

@@ -106,7 +106,8 @@ class Keyring:
         Whoever gets an epoch for the first time writes its `wrapped` key before the first batch sealed with it.
         Raises KeyShredded.
         """
-        self._require_root(topic_id)
+        if topic_id not in self._keystore:  # fails closed after a shredding, even before `forget` was called
+            raise KeyShredded(topic_id)
         epoch = self._epochs.get(topic_id)
         if epoch is None or epoch.exhausted:
             epoch = self._epochs[topic_id] = self._open_epoch(topic_id)

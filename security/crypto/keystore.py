@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from security.crypto.envelope import KEY_BYTES, Secret
+from security.crypto.key_backups import KeyBackup, KeyBackups
 from security.crypto.keystore_format import (
     ID_BYTES,
     Contents,
@@ -48,8 +49,11 @@ class KeyStore:
     and shredding take the lock, so that a key being destroyed cannot come back into the cache.
     """
 
-    def __init__(self, blob: Blob, kms: KeyManagement, random: Callable[[int], bytes]) -> None:
+    def __init__(
+        self, blob: Blob, kms: KeyManagement, random: Callable[[int], bytes], backups: KeyBackups | None = None
+    ) -> None:
         self._blob = blob
+        self._backups = backups
         self._kms = kms
         self._random = random
         self._contents: Contents | None = None
@@ -88,6 +92,11 @@ class KeyStore:
     def generation(self) -> int:
         """Grows by one at each write."""
         return self._loaded().generation
+
+    @property
+    def active_kek_id(self) -> str:
+        """The KEK that new keys are wrapped by."""
+        return self._kms.key_id
 
     def kek_ids(self) -> list[str]:
         """The KEKs that this store needs, the oldest first."""
@@ -130,6 +139,10 @@ class KeyStore:
         with self._lock:
             self._write(contents, {known: entry for known, entry in contents.entries.items() if known != topic_id})
             self._roots.pop(topic_id, None)
+
+    def backups_holding(self, topic_id: bytes) -> list[KeyBackup]:
+        """Key backups that still hold a topic's TRK, also after it was shredded here. Blocking (reads the list of backups)."""
+        return [] if self._backups is None else self._backups.holding(topic_id)
 
     def rewrap(self) -> None:
         """Wrap every TRK, and a new store key, under the KMS's active KEK: older KEKs are not needed any more."""

@@ -219,6 +219,8 @@ def _read_key_file(path: Path) -> KeyFile:
         raise KeyFileDamaged(path, f"it has not the fields of a key file at {where}") from None
     except RecursionError:
         raise KeyFileDamaged(path, "its JSON is nested too deeply") from None
+    except UnicodeDecodeError:
+        raise KeyFileDamaged(path, "a string in it is no UTF-8") from None
     except msgspec.DecodeError as error:
         raise KeyFileDamaged(path, f"it is no JSON ({error})") from None
     _check(path, keys)

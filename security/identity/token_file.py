@@ -176,7 +176,7 @@ def _parse(data: bytes) -> TokenFileBody:
     """Raises `ValueError` whose text says what is wrong and quotes nothing of the file."""
     try:
         document = msgspec.json.decode(data, type=_Document)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise ValueError("it is not a file of tokens, or only a part of one") from None
     if document.format != _FORMAT:
         raise ValueError(f"it has the format {document.format}, this version reads {_FORMAT}")
@@ -187,7 +187,7 @@ def _parse(data: bytes) -> TokenFileBody:
     try:
         body = msgspec.json.decode(raw, type=TokenFileBody)
         digests_bytes = {len(bytes.fromhex(kept.secret_sha256)) for kept in body.tokens}
-    except (msgspec.MsgspecError, ValueError):
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         raise ValueError("one of its tokens cannot be read") from None
     if digests_bytes - {hashlib.sha256().digest_size} or len({kept.record.id for kept in body.tokens}) < len(body.tokens):
         raise ValueError("one of its tokens contradicts itself or another")

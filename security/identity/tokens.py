@@ -58,6 +58,7 @@ TOKENS_MAX = 10_000
 ROLES_PER_TOKEN_MAX = 32
 SCOPES_PER_TOKEN_MAX = 64
 NAME_CHARS_MAX = 128
+TTL_MS_MAX = 100 * 366 * 24 * 60 * 60 * 1_000  # a hundred years; what is to last longer has no end
 STALE_MS_MAX = 60_000  # as long as decisions may use an old policy while its store is away
 
 _ID_BYTES = 8
@@ -301,8 +302,8 @@ def _check_new(name: str, roles: Sequence[str], scopes: Sequence[Scope] | None, 
         check_role_name(role)
     if scopes is not None and not 1 <= len(scopes) <= SCOPES_PER_TOKEN_MAX:
         raise ValueError(f"a token has 1 to {SCOPES_PER_TOKEN_MAX} scopes, not {len(scopes)}; None does not narrow it")
-    if ttl_ms is not None and ttl_ms <= 0:
-        raise ValueError(f"ttl_ms = {ttl_ms}: a token lives for some time, or without an end (None)")
+    if ttl_ms is not None and not 0 < ttl_ms <= TTL_MS_MAX:
+        raise ValueError(f"ttl_ms = {ttl_ms}: a token lives for 1 to {TTL_MS_MAX} milliseconds, or without an end (None)")
 
 
 class TokenProvider:

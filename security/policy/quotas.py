@@ -97,6 +97,11 @@ class Quotas:
             raise ValueError(f"there is no quota {min(unknown)!r}: choose from {', '.join(Quota)}")
         self._meters = {Quota(name): Meter(limit, keys_max) for name, limit in limits.items()}
 
+    @property
+    def unlimited(self) -> bool:
+        """No quota has a limit: nobody needs to ask."""
+        return not self._meters
+
     def admit(self, quota: Quota, principal_name: str, cost: float, now_ns: int) -> int:
         """0 when admitted and charged, else `retry_after_ms`; `now_ns` is a monotonic clock."""
         meter = self._meters.get(quota)

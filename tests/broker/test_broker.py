@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from broker.batch import build
-from broker.broker import PARTITIONERS_MAX, Broker, BrokerOptions, Outgoing
+from broker.broker import ROUTES_MAX, Broker, BrokerOptions, Outgoing
 from broker.compression import Compression
 from broker.delivery.position import AtTime
 from broker.engine.base import Append
@@ -178,11 +178,11 @@ class TestTopics:
         await broker.create_topic("orders", 1)
         assert await put(broker, *outgoing(b"a", b"b")) == [(0, 0), (0, 1)]
 
-    async def test_the_partitioners_kept_are_bounded(self, broker: Broker) -> None:
-        for number in range(PARTITIONERS_MAX + 5):
+    async def test_the_routes_kept_are_bounded(self, broker: Broker) -> None:
+        for number in range(ROUTES_MAX + 5):
             await broker.create_topic(f"t{number}", 1)
             await put(broker, *outgoing(b"k"), topic=f"t{number}")
-        assert len(broker._partitioners) == PARTITIONERS_MAX
+        assert len(broker._routes) == ROUTES_MAX
 
 
 class TestFetch:

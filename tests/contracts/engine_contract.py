@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from itertools import pairwise
 
@@ -14,7 +15,7 @@ import msgspec
 import pytest
 
 from broker.batch import build, keys, walk
-from broker.engine.base import Append, Appended, Engine, OffsetForTime, Stored
+from broker.engine.base import Append, Appended, Engine, OffsetForTime, StateChange, StateSpace, Stored
 from broker.errors import (
     BatchRefused,
     BrokerError,
@@ -76,6 +77,24 @@ async def follow(
         page = await engine.tail(topic, from_sequence, bytes_max=bytes_max, partitions=partitions, key=key)
         assert page.next_sequence > from_sequence
         assert all(from_sequence <= stored.sequence < page.next_sequence for stored in page.batches)
+        found += page.batches
+        from_sequence = page.next_sequence
+    return found
+
+
+def position(key: bytes, value: bytes | None) -> StateChange:
+    return StateChange(StateSpace.POSITION, key, value)
+
+
+async def scan_all(
+    engine: Engine, topics: Callable[[str], bool], from_sequence: int = 0, *, bytes_max: int = PLENTY
+) -> list[tuple[str, Stored]]:
+    """All there is in topics of these names from a sequence on, page by page."""
+    found: list[tuple[str, Stored]] = []
+    while from_sequence < engine.next_sequence():
+        page = await engine.scan(from_sequence, topics=topics, bytes_max=bytes_max)
+        assert page.next_sequence > from_sequence
+        assert all(from_sequence <= stored.sequence < page.next_sequence for _, stored in page.batches)
         found += page.batches
         from_sequence = page.next_sequence
     return found
@@ -154,11 +173,11 @@ class Traffic:
             for appends, appended in zip(together, answers, strict=True):
                 self.written += [Written(append, at) for append, at in zip(appends, appended, strict=True)]
 
-    def of(self, topic: str, from_sequence: int = 0, partitions: Sequence[int] | None = None) -> list[Written]:
+    def of(self, topic: str | None, from_sequence: int = 0, partitions: Sequence[int] | None = None) -> list[Written]:
         return [
             written
             for written in self.written
-            if written.append.topic == topic
+            if topic in (None, written.append.topic)
             and written.at.sequence >= from_sequence
             and (partitions is None or written.append.partition in partitions)
         ]
@@ -172,6 +191,16 @@ class Traffic:
                 await self._check_order(engine, topic)
             for key in KEYS:
                 await self._check_key(engine, topic, key)
+            await self._check_scan(engine, topic)
+        await self._check_scan(engine, None)
+
+    async def _check_scan(self, engine: Engine, topic: str | None) -> None:
+        """One topic out of the stream of all, and all of them (None)."""
+        start = self.random.randint(0, engine.next_sequence())
+        expected = [(w.append.topic, *w.place, w.stored) for w in self.of(topic, start)]
+        for bytes_max in (1, 500, PLENTY):
+            found = await scan_all(engine, lambda name: topic in (None, name), start, bytes_max=bytes_max)
+            assert [(name, s.sequence, s.partition, s.base_offset, s.batch) for name, s in found] == expected
 
     async def _check_partition(self, engine: Engine, topic: str, partition: int) -> None:
         expected = self.of(topic, partitions=[partition])
@@ -303,6 +332,70 @@ class EngineContract:
         for reason, garbage in GARBAGE.items():
             with subtests.test(reason), pytest.raises(BatchRefused):
                 await orders.append([Append("orders", 0, garbage)])
+
+    # -- state beside data ------------------------------------------------------------------------------------------------
+
+    async def test_state_is_set_replaced_and_deleted(self, orders: Engine) -> None:
+        await orders.append([], changes=[position(b"a", b"1"), position(b"b", b"2")])
+        await orders.append([], changes=[position(b"a", b"3"), position(b"b", None), position(b"never", None)])
+        assert orders.state(StateSpace.POSITION, b"a") == b"3"
+        assert orders.state(StateSpace.POSITION, b"b") is None
+        assert dict(orders.states(StateSpace.POSITION)) == {b"a": b"3"}
+
+    async def test_spaces_are_kept_apart(self, orders: Engine) -> None:
+        changes = [position(b"a", b"1"), StateChange(StateSpace.IDEMPOTENCY, b"a", b"2")]
+        await orders.append([], changes=changes)
+        assert orders.state(StateSpace.IDEMPOTENCY, b"a") == b"2"
+        assert dict(orders.states(StateSpace.POSITION)) == {b"a": b"1"}
+
+    async def test_of_changes_of_one_key_the_last_counts(self, orders: Engine, reopen: Reopen) -> None:
+        await orders.append([], changes=[position(b"a", b"1"), position(b"a", None), position(b"a", b"2"), position(b"a", b"3")])
+        await orders.append([], changes=[position(b"b", b"1"), position(b"b", None)])
+        async for engine in lives_of(orders, reopen, reopen):
+            assert dict(engine.states(StateSpace.POSITION)) == {b"a": b"3"}
+
+    async def test_state_comes_with_the_batches_of_its_call(self, orders: Engine) -> None:
+        """Whoever is woken by the records finds the state, and before nobody finds either."""
+        seen: list[bytes | None] = []
+        orders.watch("orders", lambda: seen.append(orders.state(StateSpace.POSITION, b"a")))
+        appending = asyncio.ensure_future(orders.append([one("orders", b"x")], changes=[position(b"a", b"")]))
+        assert orders.state(StateSpace.POSITION, b"a") is None
+        (appended,) = await appending
+        assert appended.base_offset == 0
+        assert seen == [b""]
+
+    async def test_a_refused_batch_refuses_the_state(self, orders: Engine) -> None:
+        with pytest.raises(UnknownTopic):
+            await orders.append([one("nowhere", b"x")], changes=[position(b"a", b"1")])
+        assert orders.state(StateSpace.POSITION, b"a") is None
+
+    @pytest.mark.parametrize("change", [position(b"k" * 1025, b""), position(b"k", bytes(65537))], ids=["key", "value"])
+    async def test_an_oversized_entry_refuses_the_call(self, orders: Engine, change: StateChange) -> None:
+        before = orders.next_sequence()
+        with pytest.raises(RecordTooLarge):
+            await orders.append([one("orders", b"x")], changes=[position(b"a", b"1"), change])
+        assert list(orders.states(StateSpace.POSITION)) == []
+        (appended,) = await orders.append([one("orders", b"y")], changes=[position(b"k" * 1024, bytes(65536))])
+        assert (appended.base_offset, appended.sequence) == (0, before)
+
+    async def test_nothing_to_append_is_nothing(self, orders: Engine) -> None:
+        assert await orders.append([]) == []
+
+    async def test_state_can_be_changed_while_it_is_walked(self, orders: Engine) -> None:
+        await orders.append([], changes=[position(b"%d" % n, b"") for n in range(3)])
+        walked = orders.states(StateSpace.POSITION)
+        first = next(walked)
+        await orders.append([], changes=[position(b"more", b""), position(b"2", None)])
+        assert len({first, *walked}) == 3
+
+    async def test_state_outlives_restarts(self, orders: Engine, reopen: Reopen) -> None:
+        for n in range(50):
+            await orders.append([one("orders", b"%d" % n)], changes=[position(b"%d" % (n % 7), b"%d" % n)])
+        await orders.append([], changes=[position(b"3", None)])
+        expected = {b"%d" % (n % 7): b"%d" % n for n in range(50)}
+        del expected[b"3"]
+        async for engine in lives_of(orders, reopen, reopen):
+            assert dict(engine.states(StateSpace.POSITION)) == expected
 
     # -- fetching ---------------------------------------------------------------------------------------------------------
 
@@ -659,7 +752,107 @@ class EngineContract:
             await orders.append([one("orders", b"too late")])
         assert "orders" not in orders.topics()
 
+    # -- scanning ---------------------------------------------------------------------------------------------------------
+
+    async def test_a_scan_gives_at_least_one_batch_and_stops_at_bytes_max(self, orders: Engine) -> None:
+        append = one("orders", b"x" * 100)
+        for _ in range(4):
+            await orders.append([append, one("readings", b"x" * 100)])
+        first = await orders.scan(0, topics=lambda _: True, bytes_max=1)
+        assert [(name, stored.base_offset) for name, stored in first.batches] == [("orders", 0)]
+        some = await orders.scan(first.next_sequence, topics=lambda _: True, bytes_max=len(append.batch) * 4)
+        assert 1 < len(some.batches) <= 4
+        assert some.batches[0][0] == "readings"
+
+    async def test_a_scan_of_no_topic_goes_on_behind_everything(self, orders: Engine) -> None:
+        await orders.append([one("orders", b"a")])
+        found = await orders.scan(0, topics=lambda _: False, bytes_max=PLENTY)
+        assert (found.batches, found.next_sequence, found.damage) == ([], orders.next_sequence(), [])
+        beyond = await orders.scan(found.next_sequence + 5, topics=lambda _: True, bytes_max=PLENTY, wait_max_ms=SHORT_MS)
+        assert (beyond.batches, beyond.next_sequence) == ([], found.next_sequence + 5)
+
+    @pytest.mark.parametrize("bytes_max", [1, 700, PLENTY])
+    async def test_a_waiting_scan_is_woken_by_its_topics_only(self, orders: Engine, bytes_max: int) -> None:
+        await orders.append([one("orders", b"before")])
+        start = orders.next_sequence()
+        waiting = orders.scan(start, topics=lambda name: name != "orders", bytes_max=bytes_max, wait_max_ms=LONG_MS)
+        poll = asyncio.create_task(waiting, name="poll")
+        await asyncio.sleep(0.01)
+        await orders.append([one("orders", b"other")])
+        await asyncio.sleep(0.01)
+        assert not poll.done()
+        await orders.create_topic("later", 1, {})
+        await orders.append([one("later", b"a")])
+        async with asyncio.timeout(30):
+            found = await poll
+        assert [(name, *values_of([stored])) for name, stored in found.batches] == [("later", b"a")]
+        assert found.next_sequence == orders.next_sequence()
+
+    @pytest.mark.parametrize("bytes_max", [1, 700, PLENTY])
+    async def test_a_scan_misses_and_repeats_nothing_while_others_append(self, engine: Engine, bytes_max: int) -> None:
+        traffic = Traffic(bytes_max)
+        await traffic.create(engine)
+        found: list[tuple[str, Stored]] = []
+
+        async def scan_live() -> None:
+            sequence = 0
+            while not found or values_of([found[-1][1]]) != [b"the end"]:
+                page = await engine.scan(sequence, topics=lambda _: True, bytes_max=bytes_max, wait_max_ms=LONG_MS)
+                found.extend(page.batches)
+                sequence = page.next_sequence
+
+        scanning = asyncio.create_task(scan_live(), name="poll")
+        await traffic.write(engine, 60)
+        await engine.append([one("readings", b"the end")])
+        async with asyncio.timeout(30):
+            await scanning
+        assert [(name, stored.sequence, stored.batch) for name, stored in found[:-1]] == [
+            (written.append.topic, written.at.sequence, written.stored) for written in traffic.of(None)
+        ]
+
+    async def test_a_scan_leaves_deleted_topics_out(self, orders: Engine, reopen: Reopen) -> None:
+        for n in range(3):
+            await orders.append([one("orders", b"%d" % n), one("readings", b"%d" % n)])
+        poll = asyncio.create_task(
+            orders.scan(orders.next_sequence(), topics=lambda _: True, bytes_max=PLENTY, wait_max_ms=LONG_MS), name="poll"
+        )
+        await asyncio.sleep(0.01)
+        await orders.delete_topic("orders")
+        await asyncio.sleep(0.01)
+        assert not poll.done()
+        assert {name for name, _ in await scan_all(orders, lambda _: True)} == {"readings"}
+        await orders.append([one("readings", b"after")])
+        async with asyncio.timeout(30):
+            assert [name for name, _ in (await poll).batches] == ["readings"]
+        found = await scan_all(await reopen(), lambda _: True)
+        assert values_of([stored for _, stored in found]) == [b"0", b"1", b"2", b"after"]
+
+    async def test_deleting_a_topic_while_it_is_scanned_from_files(self, orders: Engine, reopen: Reopen) -> None:
+        """What is found is a part, in order, of what there was; the other topic's is all there."""
+        for n in range(10):
+            await orders.append([one("orders", b"%d" % n), one("readings", b"%d" % n)])
+        engine = await reopen()
+        scans = [asyncio.create_task(scan_all(engine, lambda _: True, bytes_max=300)) for _ in range(4)]
+        await asyncio.sleep(0)
+        await engine.delete_topic("orders")
+        for found in await asyncio.gather(*scans):
+            kept = [stored for name, stored in found if name == "readings"]
+            assert values_of(kept) == [b"%d" % n for n in range(10)]
+            assert all(earlier.sequence < later.sequence for (_, earlier), (_, later) in pairwise(found))
+
     # -- watching ---------------------------------------------------------------------------------------------------------
+
+    async def test_watchers_of_all_hear_of_every_topic_once_a_commit(self, orders: Engine) -> None:
+        heard: list[int] = []
+        leave = orders.watch_all(lambda: heard.append(orders.next_sequence()))
+        await orders.append([one("orders", b"a"), one("readings", b"b"), one("orders", b"c", partition=1)])
+        assert heard == [orders.next_sequence()]
+        await orders.append([one("readings", b"d")])
+        assert len(heard) == 2
+        leave()
+        leave()
+        await orders.append([one("readings", b"e")])
+        assert len(heard) == 2
 
     async def test_watchers_hear_of_their_topic_until_they_leave(self, orders: Engine) -> None:
         heard: list[str] = []
@@ -688,6 +881,152 @@ class EngineContract:
         for stop in unwatch:
             stop()
         assert heard == ["other"]
+
+    # -- letting records go -----------------------------------------------------------------------------------------------
+
+    async def test_deleted_records_are_gone_for_every_reader(self, orders: Engine, reopen: Reopen) -> None:
+        for n in range(10):
+            await orders.append([one("orders", b"%d" % n, key=b"k%d" % n, at_ms=NOON_MS + n)])
+        assert await orders.delete_records("orders", 0, 4) == 4
+        async for engine in lives_of(orders, reopen, reopen):
+            first = engine.offsets("orders")[0]
+            assert (first.log_start, first.high_watermark) == (4, 10)
+            with pytest.raises(OffsetOutOfRange) as refused:
+                await engine.fetch("orders", 0, 3, bytes_max=PLENTY)
+            assert (refused.value.log_start, refused.value.high_watermark) == (4, 10)
+            assert values_of((await engine.fetch("orders", 0, 4, bytes_max=PLENTY)).batches)[0] == b"4"
+            assert values_of(await follow(engine, "orders")) == [b"%d" % n for n in range(4, 10)]
+            assert await engine.find_latest("orders", 0, b"k3") is None
+            assert await engine.find_latest("orders", 0, b"k4") is not None
+            assert await engine.offset_for_time("orders", 0, NOON_MS) == OffsetForTime(4, NOON_MS + 4)
+            assert engine.damage() == []
+
+    async def test_records_are_deleted_from_inside_a_batch(self, orders: Engine, reopen: Reopen) -> None:
+        await orders.append([one("orders", b"a", b"b", b"c", key=b"old"), one("orders", b"d")])
+        assert await orders.delete_records("orders", 0, 2) == 2
+        async for engine in lives_of(orders, reopen):
+            (first, second) = (await engine.fetch("orders", 0, 2, bytes_max=PLENTY)).batches
+            assert (first.base_offset, first.first_offset, second.first_offset) == (0, 2, 0)
+            assert [s.first_offset for s in await follow(engine, "orders")] == [2, 0]
+            assert await engine.offset_for_time("orders", 0, NOON_MS) == OffsetForTime(2, NOON_MS + 2)
+        await engine.delete_records("orders", 0, 3)
+        assert await engine.find_latest("orders", 0, b"old") is None
+
+    async def test_the_newest_time_is_of_a_record_that_is_left(self, orders: Engine, reopen: Reopen) -> None:
+        batch = build([(NOON_MS + ms, b"k", b"v", ()) for ms in (900, 100, 300, 200)])
+        await orders.append([Append("orders", 0, batch), one("orders", b"v", at_ms=NOON_MS)])
+        await orders.delete_records("orders", 0, 1)
+        async for engine in lives_of(orders, reopen):
+            assert await engine.offset_of_max_timestamp("orders", 0) == OffsetForTime(2, NOON_MS + 300)
+
+    async def test_a_key_is_found_only_above_the_log_start(self, orders: Engine) -> None:
+        batch = build([(NOON_MS, b"a", b"1", ()), (NOON_MS, b"b", b"2", ())])
+        await orders.append([Append("orders", 0, batch, keys=[b"a", b"b"])])
+        await orders.delete_records("orders", 0, 1)
+        assert await orders.find_latest("orders", 0, b"a") is None
+        assert await orders.find_latest("orders", 0, b"b") is not None
+
+    async def test_all_records_deleted_and_offsets_go_on(self, orders: Engine, reopen: Reopen) -> None:
+        await orders.append([one("orders", b"a", b"b"), one("orders", b"kept", partition=1)])
+        assert await orders.delete_records("orders", 0, -1) == 2
+        count = 2
+        async for engine in lives_of(orders, reopen, reopen):
+            assert (await engine.fetch("orders", 0, count, bytes_max=PLENTY)).batches == []
+            (appended,) = await engine.append([one("orders", b"c")])
+            assert appended.base_offset == count
+            count += 1
+            assert values_of(await follow(engine, "orders")) == [b"kept", *[b"c"] * (count - 2)]
+            assert engine.damage() == []
+
+    async def test_the_log_start_never_goes_back(self, orders: Engine) -> None:
+        await orders.append([one("orders", b"a", b"b", b"c")])
+        assert [await orders.delete_records("orders", 0, offset) for offset in (2, 1, 0, 2, 3)] == [2, 2, 2, 2, 3]
+        assert orders.offsets("orders")[0].log_start == 3
+
+    @pytest.mark.parametrize(
+        ("topic", "partition", "offset", "error"),
+        [
+            ("nowhere", 0, 0, UnknownTopic),
+            ("orders", 2, 0, UnknownPartition),
+            ("orders", 0, 2, OffsetOutOfRange),
+            ("orders", 0, -2, OffsetOutOfRange),
+        ],
+    )
+    async def test_records_that_cannot_be_deleted(
+        self, orders: Engine, topic: str, partition: int, offset: int, error: type[BrokerError]
+    ) -> None:
+        await orders.append([one("orders", b"a")])
+        with pytest.raises(error):
+            await orders.delete_records(topic, partition, offset)
+        assert orders.offsets("orders")[0].log_start == 0
+
+    async def test_a_reader_from_before_is_told_of_the_gap_once(self, orders: Engine, reopen: Reopen) -> None:
+        landed = [(await orders.append([one("orders", b"%d" % n)]))[0] for n in range(6)]
+        await orders.delete_records("orders", 0, 4)
+        read_one = landed[1].sequence
+        async for engine in lives_of(orders, reopen):
+            tail = await engine.tail("orders", read_one, bytes_max=1)
+            assert [(g.topic, g.partition, g.to_offset) for g in tail.gap] == [("orders", 0, 4)]
+            assert tail.gap[0].from_offset <= 1
+            assert values_of(tail.batches) == [b"4"]
+            assert (await engine.tail("orders", tail.next_sequence, bytes_max=1)).gap == []
+            scan = await engine.scan(read_one, topics=lambda name: True, bytes_max=PLENTY)
+            assert [gap.to_offset for gap in scan.gap] == [4]
+            # Who asks for what there is, who had read it all, and who reads another partition, misses nothing.
+            assert (await engine.tail("orders", 0, bytes_max=PLENTY)).gap == []
+            assert (await engine.tail("orders", landed[4].sequence, bytes_max=PLENTY)).gap == []
+            assert (await engine.tail("orders", read_one, bytes_max=PLENTY, partitions=[1])).gap == []
+            assert (await engine.scan(read_one, topics=lambda name: name != "orders", bytes_max=PLENTY)).gap == []
+
+    async def test_a_gap_ends_a_long_poll(self, orders: Engine) -> None:
+        (landed,) = await orders.append([one("orders", b"a")])
+        await orders.append([one("orders", b"b")])
+        await orders.delete_records("orders", 0, -1)
+        async with asyncio.timeout(30):
+            tail = await orders.tail("orders", landed.sequence + 1, bytes_max=PLENTY, wait_max_ms=LONG_MS)
+        assert (tail.batches, [(g.from_offset, g.to_offset) for g in tail.gap]) == ([], [(0, 2)])
+
+    async def test_old_records_expire(self, engine: Engine, reopen: Reopen) -> None:
+        await engine.create_topic("short", 1, {"retention.ms": "86400000"})
+        await engine.create_topic("long", 1, {"retention.ms": "-1"})
+        await engine.append([one("short", b"a"), one("long", b"a")])
+        assert await engine.apply_retention() == 1
+        (appended,) = await engine.append([one("short", b"young", at_ms=int(time.time() * 1000))])
+        async for opened in lives_of(engine, reopen):
+            assert await opened.apply_retention() == 0
+            assert [o.log_start for o in opened.offsets("short") + opened.offsets("long")] == [1, 0]
+            assert values_of(await follow(opened, "short")) == [b"young"]
+        assert appended.base_offset == 1
+
+    async def test_a_record_that_is_young_keeps_what_follows_it(self, engine: Engine) -> None:
+        await engine.create_topic("short", 1, {"retention.ms": "86400000"})
+        await engine.append([one("short", b"young", at_ms=int(time.time() * 1000))])
+        await engine.append([one("short", b"old")])
+        assert await engine.apply_retention() == 0
+
+    async def test_the_default_is_seven_days(self, orders: Engine) -> None:
+        day_ms, now_ms = 86_400_000, int(time.time() * 1000)
+        await orders.append(
+            [one("orders", b"six", at_ms=now_ms - 6 * day_ms), one("readings", b"eight", at_ms=now_ms - 8 * day_ms)]
+        )
+        await orders.apply_retention()
+        assert [o.log_start for o in orders.offsets("orders") + orders.offsets("readings")] == [0, 0, 1]
+
+    async def test_a_deleted_and_new_topic_begins_at_0(self, orders: Engine, reopen: Reopen) -> None:
+        await orders.append([one("orders", b"a")])
+        await orders.delete_records("orders", 0, -1)
+        await orders.delete_topic("orders")
+        await orders.create_topic("orders", 2, {})
+        await orders.append([one("orders", b"b")])
+        async for engine in lives_of(orders, reopen):
+            assert engine.offsets("orders")[0].log_start == 0
+            assert values_of(await read_partition(engine, "orders")) == [b"b"]
+
+    @pytest.mark.parametrize("value", ["-2", "", "1.5", "9" * 20, "9" * 5000, "9223372036854775808"])
+    async def test_retention_out_of_its_range(self, engine: Engine, value: str) -> None:
+        for name in ("retention.ms", "retention.bytes"):
+            with pytest.raises(InvalidConfig):
+                await engine.create_topic("t", 1, {name: value})
 
     # -- in good health ---------------------------------------------------------------------------------------------------
 

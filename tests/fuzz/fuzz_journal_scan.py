@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from crc32c import crc32c
 
+from broker.log.journal_bytes import JournalBytes
 from broker.log.layout import (
     BATCH_HEADER_BYTES,
     BATCH_MAGIC,
@@ -93,6 +94,8 @@ def _try(data: bytes) -> None:
     parse_trailer(data[-48:])
     _check_batches(_ended(batches(data, 0, end), end), 0, end)  # before what lists them without a bound
     _check_groups(data, end)
+    by_regions = JournalBytes(data, end)
+    assert by_regions.groups() == list(islice(groups(data, FILE_HEADER_BYTES, end, by_regions.salt()), end + 1))
     _check_frames(data, end)
     first_group(data, end)
     newest_durable_through([(ENTRY, data, end)])

@@ -19,10 +19,13 @@ import httpx
 import pytest
 
 from broker.broker import Broker, BrokerOptions
+from broker.delivery.consumer_options import DeliveryOptions
+from broker.delivery.consumers import Consumers
 from broker.engine.embedded import EmbeddedEngine
-from broker.machine import MachineClock
+from broker.machine import MachineClock, MachineRandom
 from gateway.endpoints.rest import RestApp
 from gateway.endpoints.rest_options import RestOptions, SseOptions
+from gateway.endpoints.send_buffers import SEND_BUFFERS_BYTES_MAX, SendBuffers
 from gateway.listen.server import HttpServer, bind
 from gateway.listen.tls import CertificateFiles, TlsContexts
 from gateway.observe.metrics import Metrics
@@ -99,6 +102,7 @@ class Call:
     pause_at: bytes | None = None
 
     def __init__(self, app: Any, scope: dict[str, Any], chunks: Sequence[bytes], *, complete: bool = True) -> None:
+        self.scope = scope
         self._inbox: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         for number, chunk in enumerate(chunks):
             self.feed(chunk, last=complete and number == len(chunks) - 1)
@@ -160,6 +164,8 @@ class Door:
         pipeline: PipelineOptions | None = None,
         quotas: dict[str, RateLimit] | None = None,
         sse: SseOptions | None = None,
+        send_buffers_bytes_max: int = SEND_BUFFERS_BYTES_MAX,
+        delivery: DeliveryOptions | None = None,
         bindings: Sequence[Any] = (),
         **rest: Any,
     ) -> None:
@@ -167,9 +173,10 @@ class Door:
         self.store = TokenStore(folder / "tokens.json", self.clock.now_ms, os.urandom)
         self.policy = PolicyEngine(policy_from_mapping({"roles": ROLES, "bindings": list(bindings)}))
         self.audited: list[tuple[Any, ...]] = []
+        self.consumers = Consumers(engine, self.clock, MachineRandom(), delivery)
         self.until = until
         self.pipeline = Pipeline(
-            Broker(engine, self.clock, broker or BrokerOptions()),
+            Broker(engine, self.clock, broker or BrokerOptions(), self.consumers),
             self.policy,
             Chain([TokenProvider(self.store)]),
             Quotas(quotas or {}),
@@ -179,7 +186,10 @@ class Door:
             pipeline or PipelineOptions(),
         )
         self.listener = Listener(port=0, plain=True)
-        self.app = RestApp(self.pipeline, self.metrics, RestOptions(**rest), sse or SseOptions(), self.store)
+        self.buffers = SendBuffers(send_buffers_bytes_max)
+        self.app = RestApp(
+            self.pipeline, self.metrics, RestOptions(**rest), sse or SseOptions(), self.store, buffers=self.buffers
+        )
         self._tokens: dict[tuple[str, ...], str] = {}
 
     # Who
@@ -290,7 +300,7 @@ async def http(door: Door, own_ca: CertificatePaths) -> AsyncIterator[httpx.Asyn
     listener = Listener(port=0)
     files = CertificateFiles(own_ca.server, own_ca.server_key, own_ca.ca)
     contexts = TlsContexts(files, "server", lambda: datetime.now(UTC), lambda outcome, expires_at_s: None)
-    server = HttpServer(door.app, None, listener, contexts, LimitsSection(), door.metrics)
+    server = HttpServer(door.app, None, listener, contexts, LimitsSection(), door.metrics, door.app.direct)
     server.start(bind("http", listener))
     assert server.address is not None
     async with httpx.AsyncClient(

@@ -177,10 +177,13 @@ def normal(path: str) -> str:
     return "" if path in ("", ".") else path.strip("/")
 
 
+CAPACITY_BYTES = 1 << 30
+
+
 class Media:
     """What outlives the process: names, files and changes to both that no sync has covered. A folder is a name without inode."""
 
-    def __init__(self, random: random.Random, trace: Trace, *, capacity_bytes: int = 1 << 30) -> None:
+    def __init__(self, random: random.Random, trace: Trace, *, capacity_bytes: int = CAPACITY_BYTES) -> None:
         self.capacity_bytes = capacity_bytes
         self.names: dict[str, Inode | None] = {}
         self.lock_holder: str | None = None
@@ -281,6 +284,14 @@ class SimulatedFile:
             if verdict.error is not None:
                 raise verdict.error
             self._inode.change(Change(size, None))
+
+    def allocate(self, size: int) -> None:
+        """Takes the room; like the real call it may find none, and leave what it had got."""
+        with self._disk.operation("write", self._path, self._open, "allocate", size) as verdict:
+            more = size - len(self._inode.cache)
+            if verdict.error is not None or self._disk.free_bytes() < more:
+                raise verdict.error or OSError(28, "No space left on device")
+            self._inode.change(Change(len(self._inode.cache), bytes(more)))
 
     def sync(self) -> None:
         with self._disk.operation("sync", self._path, self._open) as verdict:

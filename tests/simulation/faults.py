@@ -10,13 +10,17 @@ from __future__ import annotations
 import errno
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from tests.simulation.trace import Trace
 
 CUT_KINDS = ("write", "sync", "truncate", "create", "rename", "remove", "sync folder", "store write", "store flush")
 """Operations after (or before) which the power may fail; reads change nothing, so a cut there equals one at the next of these."""
+
+
+FAILING_KINDS = ("write",) * 3 + ("sync",) * 4 + ("create", "rename", "remove", "sync folder")
+FAILING_STORE_KINDS = ("store write", "store flush")
 
 
 class PowerCut(BaseException):
@@ -95,6 +99,10 @@ class Faults:
         """The next operation of this kind is done and is the last one."""
         self._plan.cut_kind, self._left, self._done_at_cut = kind, 1, True
 
+    def cut_after_operations(self, count: int) -> None:
+        """The power fails at the count-th operation from now on, whatever it is."""
+        self._plan.cut_kind, self._left, self._done_at_cut = None, count, False
+
     def cut(self) -> None:
         """The power fails here."""
         self.kill()
@@ -115,8 +123,11 @@ class Faults:
         return PASS
 
 
-def draw_plan(random: random.Random, *, failures: bool) -> Plan:
-    """A life's plan. Cuts come early (while the node recovers) as well as late, and at every kind of operation."""
+def draw_plan(random: random.Random, failing: Sequence[str]) -> Plan:
+    """A life's plan. Cuts come early (while the node recovers) as well as late, and at every kind of operation.
+
+    Operations of the kinds in `failing` may fail.
+    """
     plan = Plan()
     way = random.choice(("none", "any", "any", "early", "kind", "kind"))
     if way == "none":
@@ -126,9 +137,9 @@ def draw_plan(random: random.Random, *, failures: bool) -> Plan:
         plan.cut_after = random.randint(1, _OFTEN[plan.cut_kind])
     else:
         plan.cut_after = random.randint(1, 40 if way == "early" else 200)
-    if failures:
+    if failing:
         for _ in range(random.choice((0, 1, 1, 2))):
-            kind = random.choice(("write", "write", "sync", "sync", "sync", "create", "rename", "remove", "sync folder"))
+            kind = random.choice(failing)
             code = random.choice((errno.EIO, errno.ENOSPC)) if kind in ("write", "create") else errno.EIO
             plan.failures.append(Failure(kind, random.randint(1, _OFTEN[kind]), code))
     return plan

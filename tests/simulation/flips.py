@@ -19,6 +19,7 @@ from broker.log.layout import (
     GroupHeader,
     parse_batch_header,
     parse_file_header,
+    parse_frame_header,
     parse_group_header,
     parse_trailer,
 )
@@ -32,6 +33,7 @@ FILE_CLASSES = {
     "snapshot": "state/",
     "manifest": "manifest.",
 }
+STATE_BLOCKS_NEWEST = 4
 EDGE_BYTES = 200
 """Headers and trailers are small and matter most: two flips in five go to the first or the last bytes of a file."""
 
@@ -63,11 +65,20 @@ class Damager:
         self._data, self._keys, self._stores = data, keys, stores
         self.flips: list[Flip] = []
         self._journals_hit: list[Flip] = []
-        self.view_damaged = False
+        self._view_flipped = False
         self._twins: dict[Slot, bytes] = {}
         self._pairs: dict[Slot, tuple[bytes, bytes]] = {}
         self.doubtful: int | None = None
         """The commit sequence from which on flipped journals may be cut; None when every flip lies in confirmed groups."""
+
+    @property
+    def view_damaged(self) -> bool:
+        """By a flipped bit, or torn by a power cut: either way it will be rebuilt."""
+        return self._view_flipped or self._stores.torn
+
+    @property
+    def journals_hit(self) -> bool:
+        return any(flip.there for flip in self._journals_hit)
 
     def flip(self) -> None:
         """Flip one to three bits of one file of a random class.
@@ -79,14 +90,14 @@ class Damager:
         kinds += ["key store"] if self._keys.files() else []
         if self.view_damaged:
             kinds = [kind for kind in kinds if kind != "journal"]
-        elif self._stores.folders and not any(flip.there for flip in self._journals_hit):
+        elif self._stores.folders and not self.journals_hit:
             kinds.append("view")
         if not kinds:
             return
         kind = self._random.choice(kinds)
         if kind == "view":
             self._stores.flip(self._random.choice(sorted(self._stores.folders)))
-            self.view_damaged = True
+            self._view_flipped = True
             return
         media = self._keys if kind == "key store" else self._data
         path = self._random.choice(media.files() if kind == "key store" else self._files(kind))
@@ -96,6 +107,25 @@ class Damager:
             media.flip(path, positions)
             self._changed(Flip(kind, media, path, before, media.content(path), positions), journals)
             self._trace.count(f"flipped bits in a {kind}")
+
+    def flip_state(self) -> bool:
+        """Flip a bit in the state block of one of the newest frames of a journal that is not sealed.
+
+        What was acknowledged stands in the view as well by then; what a power cut took from the view's tail does not.
+        """
+        if self.view_damaged:
+            return False
+        open_journals = [path for path in self._files("journal") if not _is_sealed(self._data.content(path))]
+        blocks = [(path, block) for path in open_journals for block in state_blocks(self._data.content(path))]
+        if not blocks:
+            return False
+        path, block = self._random.choice(blocks[-STATE_BLOCKS_NEWEST:])
+        before, journals = self._data.content(path), self._journals()
+        positions = [self._random.choice(block)]
+        self._data.flip(path, positions)
+        self._changed(Flip("journal", self._data, path, before, self._data.content(path), positions), journals)
+        self._trace.count("flipped bit in the state of a journal")
+        return True
 
     def flip_sealed(self) -> None:
         """Flip one bit of a sealed file under the running node."""
@@ -162,7 +192,7 @@ class Damager:
     def forget(self) -> None:
         """The node has started: journals are read and sealed, the view is whole. The rest may still lie there unread."""
         self.flips = [flip for flip in self.flips if flip.kind != "journal" and flip.there]
-        self.view_damaged = False
+        self._view_flipped = self._stores.torn = self._stores.tail_lost = False
         self.doubtful = None
 
     def _journals(self) -> dict[str, bytes]:
@@ -206,6 +236,18 @@ def _groups(data: bytes) -> list[tuple[int, GroupHeader]]:
     while file is not None and (header := parse_group_header(data, position, file.salt)) is not None:
         found.append((position, header))
         position += GROUP_HEADER_BYTES + header.body_bytes
+    return found
+
+
+def state_blocks(data: bytes) -> list[range]:
+    """Where the state entries of an undamaged journal's frames stand, sealed, oldest first."""
+    found: list[range] = []
+    for position, group in _groups(data):
+        at, end = position + GROUP_HEADER_BYTES, position + GROUP_HEADER_BYTES + group.body_bytes
+        while at < end and (parsed := parse_frame_header(data, at)) is not None:
+            at += parsed[0].frame_bytes
+            if parsed[0].state_bytes:
+                found.append(range(at - parsed[0].state_bytes, at))
     return found
 
 

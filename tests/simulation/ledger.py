@@ -7,60 +7,23 @@ believed. The rules, for every life of the process:
 - what nobody published is not there, nor what was refused, nor what an earlier recovery had left out;
 - an append whose outcome is unknown is there whole or not at all, all batches of the call together;
 - offsets are dense, sequences grow, within a partition and over a topic;
+- what lies below a partition's log start is gone, for every reader that begins afterwards (`starts.py`);
 - the exception is a range that the node itself reports as damaged, and only in worlds where bits were flipped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NoReturn
 
 from broker.engine.base import Append, Appended, Damage, PartitionOffsets, Stored, Topic
-
-Outcome = Literal["in flight", "acknowledged", "unknown", "refused", "absent"]
-Place = tuple[bytes, int]
-"""Topic id and partition."""
+from tests.simulation.published import Batch, Call, Place
+from tests.simulation.starts import LogStarts, stored_bytes_max
 
 
 class Broken(AssertionError):
     """A promise was broken."""
-
-
-@dataclass(slots=True, eq=False)
-class Batch:
-    """One published batch: the judge's own copy of the facts."""
-
-    call: Call
-    topic: str
-    topic_id: bytes
-    partition: int
-    fingerprint: bytes
-    keys: tuple[bytes | None, ...]
-    timestamps: tuple[int, ...]
-    base_offset: int = -1
-    sequence: int = -1
-    seen: bool = False
-
-    @property
-    def place(self) -> Place:
-        return self.topic_id, self.partition
-
-    @property
-    def next_offset(self) -> int:
-        return self.base_offset + len(self.keys)
-
-    def __repr__(self) -> str:
-        where = f"{self.topic}/{self.partition} at {self.base_offset}+{len(self.keys)} sequence {self.sequence}"
-        return f"{where} ({self.call.outcome}{', seen' if self.seen else ''})"
-
-
-@dataclass(slots=True, eq=False)
-class Call:
-    """One `append`."""
-
-    outcome: Outcome = "in flight"
-    batches: list[Batch] = field(default_factory=list)
 
 
 @dataclass(slots=True, eq=False)
@@ -80,17 +43,18 @@ def fingerprint(batch: bytes) -> bytes:
 
 @dataclass(slots=True, eq=False)
 class Follower:
-    """A live reader of a topic in commit order: it has been given everything in [from_sequence, to_sequence)."""
+    """A live reader in commit order: of what it asked for it has been given everything in [from_sequence, to_sequence)."""
 
-    topic_id: bytes
+    asked: Callable[[Batch], bool]
     from_sequence: int
     to_sequence: int
     seen: set[int] = field(default_factory=set)
 
 
 class Ledger:
-    def __init__(self, on_broken: Callable[[Broken], None]) -> None:
+    def __init__(self, on_broken: Callable[[Broken], None], believed_ms: Callable[[], int] = lambda: 0) -> None:
         self._on_broken = on_broken
+        self.starts = LogStarts(self.broken, believed_ms)
         self._known: dict[bytes, Batch] = {}
         self._open_calls: list[Call] = []
         self._logs: dict[Place, dict[int, Batch]] = {}
@@ -156,7 +120,14 @@ class Ledger:
         call = Call()
         for append, (keys, timestamps) in zip(appends, records, strict=True):
             batch = Batch(
-                call, append.topic, topic_ids[append.topic], append.partition, fingerprint(append.batch), keys, timestamps
+                call,
+                append.topic,
+                topic_ids[append.topic],
+                append.partition,
+                fingerprint(append.batch),
+                keys,
+                timestamps,
+                len(append.batch),
             )
             if batch.fingerprint in self._known:
                 raise ValueError("every batch of a workload has bytes of its own")
@@ -190,8 +161,14 @@ class Ledger:
 
     # Readers
 
-    def saw(self, topic: Topic, stored: Stored) -> Batch:
-        """A reader was given a batch: from now on it may not vanish."""
+    def began(self, topic: Topic, partition: int, log_start: int) -> None:
+        """The node says where a partition begins."""
+        place = topic.topic_id, partition
+        in_flight = [b for call in self._open_calls for b in call.batches if b.place == place and b.base_offset < 0]
+        self.starts.saw(place, topic.name, log_start, self.log(*place), sum(map(stored_bytes_max, in_flight)))
+
+    def saw(self, topic: Topic, stored: Stored, floors: Mapping[Place, int] | None = None) -> Batch:
+        """A reader was given a batch: from now on it may not vanish. `floors`: where partitions began when he asked."""
         where = f"{topic.name}/{stored.partition}"
         batch = self._known.get(fingerprint(stored.batch))
         if batch is None:
@@ -206,6 +183,8 @@ class Ledger:
             self.broken(f"next offset {stored.next_offset} of {batch}")
         if stored.max_timestamp_ms != max(batch.timestamps):
             self.broken(f"max timestamp {stored.max_timestamp_ms} of {batch}")
+        if max(stored.first_offset, stored.base_offset) < (floors or {}).get(batch.place, 0):
+            self.broken(f"read from {stored.first_offset} on, below the log start {(floors or {})[batch.place]}: {batch}")
         self._place(batch, stored.base_offset, stored.sequence)
         if not batch.seen:
             batch.seen = True
@@ -213,12 +192,15 @@ class Ledger:
         return batch
 
     def follow(self, topic: Topic, from_sequence: int) -> Follower:
-        follower = Follower(topic.topic_id, from_sequence, from_sequence)
+        return self.follow_all(lambda batch: batch.topic_id == topic.topic_id, from_sequence)
+
+    def follow_all(self, asked: Callable[[Batch], bool], from_sequence: int) -> Follower:
+        follower = Follower(asked, from_sequence, from_sequence)
         self._followers.append(follower)
         return follower
 
     def check_followers(self, missing: Iterable[Batch]) -> None:
-        """Whoever has seen a sequence has seen all of the topic below it: nothing may become visible behind a reader.
+        """Whoever has seen a sequence has seen all that he asked for below it: nothing may become visible behind a reader.
 
         `missing` lies in reported damage: there was nothing to be seen.
         """
@@ -228,7 +210,9 @@ class Ledger:
                 batch = self._sequences.get(sequence)
                 if sequence in follower.seen or sequence in damaged:
                     continue
-                if batch is not None and batch.topic_id == follower.topic_id:
+                if batch is not None and batch.next_offset <= self.starts.highest(batch.place):
+                    continue
+                if batch is not None and follower.asked(batch):
                     self.broken(f"a reader that had got to sequence {follower.to_sequence} never got {batch}")
         self._followers.clear()
 
@@ -251,17 +235,22 @@ class Ledger:
 
     def log(self, topic_id: bytes, partition: int) -> list[Batch]:
         """All batches of a partition that have to be there, by offset."""
-        return [batch for _, batch in sorted(self._logs.get((topic_id, partition), {}).items())]
+        placed = sorted(self._logs.get((topic_id, partition), {}).items())
+        return [batch for _, batch in placed if not self.starts.gone(batch)]
 
     def check_partition(
         self, topic: Topic, offsets: PartitionOffsets, found: Sequence[Batch], damage: Sequence[Damage]
     ) -> list[Batch]:
-        """`found` is a partition read from its start, in order. Returns what is missing, all of it inside reported damage."""
+        """`found` is a partition read from its start, in order. Returns what is missing, all of it inside reported damage.
+
+        What was let go once may be gone although a damaged state has forgotten that it was.
+        """
         partition, high_watermark = offsets.partition, offsets.high_watermark
         ranges = [(d.from_offset, d.to_offset) for d in damage if d.topic == topic.name and d.partition == partition]
-        offset = 0
+        offset = offsets.log_start
+        ranges.append((offset, self.starts.highest((topic.topic_id, partition))))
         for batch in found:
-            if batch.base_offset < offset:
+            if batch.base_offset < offset and (batch is not found[0] or batch.next_offset <= offset):
                 self.broken(f"offsets overlap or go back at {offset}: {batch}")
             if not _covered(offset, batch.base_offset, ranges):
                 self.broken(f"a hole from {offset} to {batch.base_offset} in {topic.name}/{partition} that no damage explains")
@@ -274,7 +263,7 @@ class Ledger:
         here = set(found)
         missing = [batch for batch in self.log(topic.topic_id, partition) if batch not in here]
         for batch in missing:
-            if not _covered(batch.base_offset, batch.next_offset, ranges):
+            if not _covered(max(batch.base_offset, offsets.log_start), batch.next_offset, ranges):
                 self.broken(f"lost: {batch}; reported damage {ranges}")
         return missing
 
@@ -286,28 +275,42 @@ class Ledger:
         for call in self._open_calls:
             there = [batch for batch in call.batches if batch.seen]
             if not there:
-                call.outcome = "absent"
+                # Without batches, or with batches that nobody can see any more, the state it set tells (`states.py`).
+                told = all(batch.place not in damaged and not self._may_be_gone(batch) for batch in call.batches)
+                call.outcome = "absent" if call.batches and told else "unknown"
                 continue
             call.outcome = "acknowledged"
             for batch in call.batches:
-                if batch not in there and batch.place not in damaged and not self._deleted(batch):
+                batch.gone = batch.gone or (batch not in there and self._may_be_gone(batch))
+                if batch not in there and batch.place not in damaged and not self._may_be_gone(batch):
                     self.broken(f"half of an append: {there[0]} is there, {batch} is not")
         self._open_calls.clear()
 
-    def excuse(self, from_sequence: int) -> list[Batch]:
-        """The newest group was damaged on the media before anything confirmed it: the node may cut it, and says so."""
-        lost = [batch for sequence, batch in self._sequences.items() if sequence >= from_sequence]
-        for batch in lost:
+    def excuse(self, from_sequence: int) -> dict[int, Batch]:
+        """Batches from a commit sequence on may be gone: their outcomes are open again. Returns them by their sequence."""
+        newest = [(sequence, batch) for sequence, batch in self._sequences.items() if sequence >= from_sequence]
+        excused = {sequence: batch for sequence, batch in newest if not self.starts.gone(batch)}
+        for batch in excused.values():
             del self._sequences[batch.sequence]
             del self._logs[batch.place][batch.base_offset]
+            batch.excused_to = batch.next_offset
             batch.base_offset = batch.sequence = -1
             batch.seen = False
             batch.call.outcome = "unknown"
-            if batch.call not in self._open_calls:
-                self._open_calls.append(batch.call)
-        return lost
+        known = {id(call) for call in self._open_calls}
+        calls = {id(batch.call): batch.call for batch in excused.values()}
+        self._open_calls += [call for identity, call in calls.items() if identity not in known]
+        return excused
 
-    def _deleted(self, batch: Batch) -> bool:
+    def _may_be_gone(self, batch: Batch) -> bool:
+        """Let go before anybody saw it: with its topic, or below a log start that has moved."""
+        return (
+            batch.gone
+            or self.is_deleted(batch)
+            or (self.starts.gone(batch) if batch.base_offset >= 0 else self.starts.moved(batch.place))
+        )
+
+    def is_deleted(self, batch: Batch) -> bool:
         facts = self.topics.get(batch.topic)
         return facts is None or facts.existence == "gone" or facts.topic_id != batch.topic_id
 

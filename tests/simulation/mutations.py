@@ -6,8 +6,9 @@ finds means a safeguard that nobody would miss.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 from unittest.mock import patch
 
@@ -25,6 +26,7 @@ from broker.seams import Buffer
 from security.crypto.envelope import TAG_BYTES, Cipher
 from security.crypto.keyring import Epoch
 
+FLUSH_LATER_SECONDS = 0.05
 Staged = tuple[list[tuple[bytes, bytes]], list[bytes]] | None
 
 
@@ -99,6 +101,32 @@ def view_ahead_of_journal() -> Iterator[None]:
 
 
 @contextmanager
+def view_flushed_after_acknowledgement() -> Iterator[None]:
+    """RocksDB is flushed after the acknowledgement, when there is time: until then a topic stands in one journal only."""
+    write_now, acknowledge = Committer._write_now, Committer._acknowledge
+
+    def hasty(self: Committer, group: Group, staged: Staged, sync: bool) -> None:
+        wanted, group.flush_view = group.flush_view, False
+        try:
+            write_now(self, group, staged, sync)
+        finally:
+            group.flush_view = wanted
+
+    def acknowledge_then_flush(self: Committer, group: Group) -> None:
+        acknowledge(self, group)
+        if group.flush_view:
+            self._spawn(flush_later(self))
+
+    async def flush_later(self: Committer) -> None:
+        await asyncio.sleep(FLUSH_LATER_SECONDS)
+        with suppress(OSError):
+            await self._store.seams.executor.run("commit", lambda: self._follow(None, 0, True))
+
+    with patch.object(Committer, "_write_now", hasty), patch.object(Committer, "_acknowledge", acknowledge_then_flush):
+        yield
+
+
+@contextmanager
 def tag_check_off() -> Iterator[None]:
     """Batches are decrypted without looking at their tag, as plain AES-CTR would."""
     make, keys = Cipher.__init__, dict[int, tuple[object, bytes]]()
@@ -153,6 +181,7 @@ MUTATIONS: dict[str, tuple[str, Callable[[], AbstractContextManager[None]]]] = {
     "failed sync repeated": ("errors", failed_sync_repeated),
     "manifest before segment sync": ("power", manifest_before_segment_sync),
     "view ahead of journal": ("power", view_ahead_of_journal),
+    "RocksDB flushed after the acknowledgement": ("media", view_flushed_after_acknowledgement),
     "tag check off": ("media", tag_check_off),
     "chain check off": ("media", chain_check_off),
     "nonce reused": ("power", nonce_reused),

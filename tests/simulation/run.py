@@ -1,29 +1,41 @@
 """One seed, one world: a node that lives and dies on a simulated machine until enough was acknowledged, and the judge.
 
-    python -m tests.simulation.run --seed 7          replay one world
-    python -m tests.simulation.run --seed 7 --echo   the same, printing every event
-    python -m tests.simulation.run --runs 300        worlds 0 to 299, with counts of everything that occurred
+    python -m tests.simulation.run --seed 7                      replay one world
+    python -m tests.simulation.run --seed 7 --echo               the same, printing every event
+    python -m tests.simulation.run --seed 0 --runs 1000          worlds 0 to 999, with counts of everything that occurred
+    python -m tests.simulation.run --runs 1000 --processes 2 --results worlds.jsonl
+                                                                 in two processes; started again, it goes on where it was stopped
 
-After TigerBeetle's VOPR. A world is one of four: `power` (cuts, kills, clean stops, a slow disk, a clock that jumps: nothing may
-be missing, no damage may be reported), `errors` (in addition writes and syncs that fail, a full disk: likewise), `media` (flipped
-bits, batches of a rolled-back past put back: whatever is missing must be reported), `all`.
+After TigerBeetle's VOPR. The kinds of worlds:
+
+power   cuts, kills, clean stops, a slow disk, a clock that jumps: nothing may be missing, no damage may be reported
+errors  in addition writes and syncs that fail, a full disk: likewise
+media   flipped bits, batches of a rolled-back past put back: whatever is missing must be reported
+all     everything above
+os      power, with durability "os": a power cut may take the newest appends, whole and from the end, a kill nothing
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import hashlib
+import json
 import logging
+import multiprocessing
 import sys
 import time
 import traceback
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from tests.simulation.mutations import MUTATIONS
-from tests.simulation.world import World
+from tests.simulation.world import KINDS, World
 
 EXPECTED_KINDS = frozenset(
     {
@@ -41,16 +53,31 @@ EXPECTED_KINDS = frozenset(
         "unsynced file size ahead of the data",
         "keyed store tail lost",
         "keyed store tail kept",
+        "keyed store tail torn: will not open",
         "flipped bit in the view: tail dropped",
         "flipped bit in the view: will not open",
+        "flipped bit in the state of a journal",
         "rolled-back batch put back",
         "write fails with EIO",
         "write fails with ENOSPC",
         "sync fails with EIO",
         "sync folder fails with EIO",
+        "store write fails with EIO",
+        "store flush fails with EIO",
         "disk full",
+        "disk full while stopping",
+        "disk full while starting",
+        "records deleted on a full disk",
+        "append answered DiskFull",
         "slow disk",
         "clock jump",
+        "state changed",
+        "state lost in reported damage",
+        "records deleted",
+        "retention applied",
+        "reader overtaken by the log start",
+        "node: log start moved",
+        "node: file of which nothing is kept removed",
         "topic created",
         "topic grown",
         "topic deleted",
@@ -67,6 +94,19 @@ EXPECTED_KINDS = frozenset(
     }
 )
 """What a whole set of worlds has to show; a kind that never occurred fails the set, as nothing was proved for it."""
+
+
+ALL_KINDS_RUNS = 200
+"""From this many worlds on, a kind of fault or event that never occurred is a failure."""
+WORLDS_PER_PROCESS = 50
+ROOT = Path(__file__).parents[2]
+
+HITTING_KINDS = (
+    "flipped bits in a journal",
+    "flipped bits in a segment",
+    "flipped bit under the running node",
+    "rolled-back batch put back",
+)
 
 
 @dataclass
@@ -86,6 +126,11 @@ class Report:
     seconds: float
     broken: str | None = None
     last_events: list[str] = field(default_factory=list)
+
+    @property
+    def hits(self) -> int:
+        """How often the bytes of batches were damaged; each time at most three of them."""
+        return sum(self.counts[kind] for kind in HITTING_KINDS)
 
     @property
     def replay(self) -> str:
@@ -125,7 +170,7 @@ def simulate(seed: int, *, kind: str | None = None, echo: bool = False) -> Repor
         digest=world.trace.digest(),
         seconds=time.process_time() - began,
         broken=broken,
-        last_events=list(world.trace.last),
+        last_events=[] if broken is None else list(world.trace.last),
     )
 
 
@@ -141,15 +186,27 @@ def quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def simulate_all(seeds: Iterable[int], *, talk: bool = False) -> list[Report]:
-    reports = []
-    for seed in seeds:
-        report = simulate(seed)
-        gc.collect()  # worlds are large webs of cycles
-        reports.append(report)
-        if talk or report.broken is not None:
-            print(report.line(), flush=True)
-    return reports
+def simulate_all(seeds: Iterable[int], *, processes: int = 1, talk: bool = False) -> Iterator[Report]:
+    """One after the other, or in several processes at once: then in the order in which they end."""
+    if processes == 1:
+        reports: Iterator[Report] = map(_simulate_alone, seeds)
+        yield from (_tell(report, talk) for report in reports)
+        return
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), max_tasks_per_child=WORLDS_PER_PROCESS) as pool:
+        for done in as_completed([pool.submit(_simulate_alone, seed) for seed in seeds]):
+            yield _tell(done.result(), talk)
+
+
+def _simulate_alone(seed: int) -> Report:
+    report = simulate(seed)
+    gc.collect()  # worlds are large webs of cycles
+    return report
+
+
+def _tell(report: Report, talk: bool) -> Report:
+    if talk or report.broken is not None:
+        print(report.line(), flush=True)
+    return report
 
 
 def tally(reports: Iterable[Report]) -> Counter[str]:
@@ -164,32 +221,88 @@ def summary(reports: list[Report]) -> str:
     """Counts per kind, what is missing, and how to replay what failed."""
     counts = tally(reports)
     lines = [f"{count:>8}  {kind}" for kind, count in sorted(counts.items())]
-    lines.append(f"{len(reports)} worlds: {dict(Counter(report.kind for report in reports))}")
-    lines.append(f"{sum(r.acknowledged for r in reports)} batches acknowledged, {sum(r.faults for r in reports)} faults")
-    lines += [f"never occurred: {kind}" for kind in sorted(EXPECTED_KINDS - counts.keys())]
+    lines.append(f"{len(reports)} worlds: {dict(sorted(Counter(report.kind for report in reports).items()))}")
+    lines.append(
+        f"{sum(r.acknowledged for r in reports)} batches acknowledged, {sum(r.faults for r in reports)} faults, "
+        f"{sum(r.lives for r in reports)} lives, {sum(r.lost_in_damage for r in reports)} batches lost in reported damage, "
+        f"{sum(r.seconds for r in reports):.0f} s CPU"
+    )
+    lines += [f"never occurred: {kind}" for kind in never_occurred(reports)]
     lines += [f"failed: {report.replay}" for report in reports if report.broken is not None]
     return "\n".join(lines)
 
 
+def never_occurred(reports: list[Report]) -> list[str]:
+    """Only a large set has to show every kind."""
+    return sorted(EXPECTED_KINDS - tally(reports).keys()) if len(reports) >= ALL_KINDS_RUNS else []
+
+
+class Results:
+    """Reports in a file, a line each, as they come: a set that was stopped goes on. Those of other sources are not believed."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._sources = sources_digest()
+        lines = path.read_text().splitlines() if path.exists() else []
+        self.reports = [_report(json.loads(line)) for line in lines[1:]] if lines[:1] == [self._sources] else []
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join([self._sources, *map(_line, self.reports)]) + "\n")
+
+    def add(self, report: Report) -> None:
+        with self._path.open("a") as file:
+            file.write(_line(report) + "\n")
+        self.reports.append(report)
+
+
+def _line(report: Report) -> str:
+    return json.dumps(vars(report))
+
+
+def _report(facts: dict[str, Any]) -> Report:
+    return Report(**facts | {"counts": Counter(facts["counts"])})
+
+
+def sources_digest() -> str:
+    """Of everything that decides how a world goes."""
+    digest = hashlib.blake2b(digest_size=16)
+    for folder in ("broker", "security/crypto", "tests/simulation"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.simulation.run", description=__doc__)
-    parser.add_argument("--seed", type=int, help="replay one world")
-    parser.add_argument("--kind", choices=("power", "errors", "media", "all"), help="its kind, if not the one drawn")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.simulation.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seed", type=int, default=0, help="the world, or the first of them")
+    parser.add_argument("--kind", choices=sorted(set(KINDS)), help="its kind, if not the one drawn")
     parser.add_argument("--mutation", choices=MUTATIONS, help="with a safeguard taken out: the world should break")
     parser.add_argument("--echo", action="store_true", help="print every event of that world")
-    parser.add_argument("--runs", type=int, default=300, help="how many worlds")
-    parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--runs", type=int, help="how many worlds; without it, one")
+    parser.add_argument("--processes", type=int, default=1, help="how many worlds at once")
+    parser.add_argument("--results", type=Path, help="a file that keeps what is done, so that the same command goes on")
     chosen = parser.parse_args(arguments)
-    if chosen.seed is not None:
+    if chosen.runs is None:
         mutation = nullcontext if chosen.mutation is None else MUTATIONS[chosen.mutation][1]
         with mutation():
             report = simulate(chosen.seed, kind=chosen.kind, echo=chosen.echo)
         print(report.line(), f"digest {report.digest}", sep="\n")
         return report.broken is not None
-    reports = simulate_all(range(chosen.first, chosen.first + chosen.runs), talk=True)
+    return _run_set(range(chosen.seed, chosen.seed + chosen.runs), chosen.processes, chosen.results)
+
+
+def _run_set(seeds: range, processes: int, path: Path | None) -> int:
+    results = None if path is None else Results(path)
+    reports = [] if results is None else [report for report in results.reports if report.seed in seeds]
+    done = {report.seed for report in reports}
+    for report in simulate_all([seed for seed in seeds if seed not in done], processes=processes, talk=True):
+        reports.append(report)
+        if results is not None:
+            results.add(report)
+    reports.sort(key=lambda report: report.seed)
     print(summary(reports))
-    missing = EXPECTED_KINDS - tally(reports).keys()
-    return bool(missing) or any(report.broken is not None for report in reports)
+    return bool(never_occurred(reports)) or any(report.broken is not None for report in reports)
 
 
 if __name__ == "__main__":

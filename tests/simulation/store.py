@@ -1,6 +1,8 @@
 """Keyed stores that lose what `flush` did not cover, always from the end: a later write never survives an earlier one.
 
-The same shape as a RocksDB write-ahead log replayed up to the first record that is not whole. `destroy` is a folder removal
+The same shape as a RocksDB write-ahead log replayed up to the first record that is not whole. What was not flushed may also be
+torn so that something whole follows something that is not: RocksDB (`tolerate_corrupted_tail_records`) then refuses to open,
+as it does after a flipped bit. `tests/contracts/keyed_store_contract.py` asks the same of both. `destroy` is a folder removal
 nobody synced: until the new store's first flush, a power cut may bring the old one back.
 """
 
@@ -16,6 +18,8 @@ from tests.simulation.trace import Trace
 
 LOG_WRITES_MAX = 256
 """Flushed writes kept apart from the base, so that a flipped bit in the log has a tail to take away."""
+TORN_SHARE = 0.3
+"""Of the power cuts that take something from a store's log."""
 
 Watch = Callable[[Sequence[tuple[bytes, bytes]]], None]
 Write = tuple[Sequence[tuple[bytes, bytes]], Sequence[bytes]]
@@ -36,6 +40,7 @@ class StoreMedia:
     log: list[Write] = field(default_factory=list)
     flushed: int = 0
     damaged: bool = False
+    """It does not open: a bit was flipped, or a power cut tore what was not flushed."""
     ghost: StoreMedia | None = None
 
     def content(self) -> dict[bytes, bytes]:
@@ -61,14 +66,24 @@ class StoresMedia:
         self._random = random
         self._trace = trace
         self.folders: dict[str, StoreMedia] = {}
+        self.torn = False
+        """Whether a power cut has torn one since this was last set back."""
+        self.tail_lost = False
+        """Whether it has taken anything."""
 
-    def lose_power(self) -> None:
+    def lose_power(self, *, may_tear: bool = True) -> None:
+        """A store that is torn is as good as gone: not with `may_tear` False, where what it would be rebuilt from is damaged."""
         for folder, media in list(self.folders.items()):
             if media.ghost is not None and self._random.random() < 0.5:
                 self._trace.count("destroyed keyed store came back")
                 self.folders[folder] = media = media.ghost
             kept = self._random.randint(media.flushed, len(media.log))
-            self._trace.count("keyed store tail lost" if kept < len(media.log) else "keyed store tail kept")
+            if may_tear and kept < len(media.log) and self._random.random() < TORN_SHARE:
+                self._trace.count("keyed store tail torn: will not open")
+                media.damaged = self.torn = True
+            else:
+                self._trace.count("keyed store tail lost" if kept < len(media.log) else "keyed store tail kept")
+            self.tail_lost |= kept < len(media.log)
             del media.log[kept:]
             media.flushed = len(media.log)
 

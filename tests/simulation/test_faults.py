@@ -3,7 +3,17 @@ import random
 
 import pytest
 
-from tests.simulation.faults import CUT_KINDS, PASS, Failure, Faults, Plan, PowerCut, draw_plan
+from tests.simulation.faults import (
+    CUT_KINDS,
+    FAILING_KINDS,
+    FAILING_STORE_KINDS,
+    PASS,
+    Failure,
+    Faults,
+    Plan,
+    PowerCut,
+    draw_plan,
+)
 from tests.simulation.trace import Trace
 
 
@@ -59,11 +69,12 @@ def test_a_failure_strikes_once():
 
 def test_plans_have_cuts_early_late_and_of_every_kind():
     draw = random.Random(1)
-    plans = [draw_plan(draw, failures=True) for _ in range(2000)]
+    plans = [draw_plan(draw, FAILING_KINDS + FAILING_STORE_KINDS) for _ in range(2000)]
     assert {plan.cut_kind for plan in plans} == {None, *CUT_KINDS}
     cuts = [plan.cut_after for plan in plans if plan.cut_kind is None and plan.cut_after is not None]
     assert min(cuts) == 1
     assert max(cuts) > 150
     assert any(plan.cut_after is None for plan in plans)
     assert {len(plan.failures) for plan in plans} == {0, 1, 2}
-    assert not any(draw_plan(draw, failures=False).failures for _ in range(100))
+    assert {failure.kind for plan in plans for failure in plan.failures} == {*FAILING_KINDS, *FAILING_STORE_KINDS}
+    assert not any(draw_plan(draw, ()).failures for _ in range(100))

@@ -11,14 +11,12 @@ from pathlib import Path
 import pytest
 
 from tests.simulation.mutations import MUTATIONS
-from tests.simulation.run import EXPECTED_KINDS, simulate, simulate_all, summary, tally
+from tests.simulation.run import Results, main, never_occurred, simulate, simulate_all, summary, tally
 from tests.simulation.world import ACKNOWLEDGED_MIN, FAULTS_MIN, LIVES_MIN
 
 pytestmark = pytest.mark.simulation
 
 EVERYDAY_RUNS = 8
-ALL_KINDS_RUNS = 200
-"""From this many worlds on, a kind of fault or event that never occurred is a failure."""
 SEEDS_TO_FIND = 40
 
 RUNS = int(os.environ.get("SPRAWL_SIMULATE_RUNS", EVERYDAY_RUNS))
@@ -30,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 def test_every_promise_holds_in_every_world(capsys):
     seeds = range(RUNS) if SEED is None else [int(SEED)]
     with capsys.disabled():
-        reports = simulate_all(seeds)
+        reports = list(simulate_all(seeds))
         print(f"\n{summary(reports)}")
     for report in reports:
         assert report.broken is None, report.line()
@@ -38,11 +36,12 @@ def test_every_promise_holds_in_every_world(capsys):
         assert report.faults >= FAULTS_MIN
         assert report.lives > LIVES_MIN
         assert report.partitions >= 8
+        if not report.counts["flipped bit in the state of a journal"]:  # it may hold a key that the view had not flushed yet
+            assert report.lost_in_damage <= 3 * report.hits, "the rest is served: no more is given up than was hit"
         assert report.counts["node: sealed in place"]
     if SEED is None:  # a world may end before its first merge is through; a set of them may not
         assert tally(reports)["node: merged"] >= RUNS
-    if len(reports) >= ALL_KINDS_RUNS:
-        assert not EXPECTED_KINDS - tally(reports).keys()
+    assert not never_occurred(reports)
 
 
 @pytest.mark.parametrize("name", MUTATIONS)
@@ -57,6 +56,17 @@ def test_a_missing_safeguard_is_noticed(name, capsys):
     assert simulate(report.seed, kind=kind).broken is None, "the world breaks without the mutation as well"
     with capsys.disabled():
         print(f"\n{name}: seed {report.seed}: {report.broken:.160}")
+
+
+def test_a_set_that_was_stopped_goes_on_where_it_was(tmp_path, capsys):
+    path = tmp_path / "worlds.jsonl"
+    arguments = ["--seed", "1", "--results", str(path), "--runs"]
+    assert main([*arguments, "1"]) == 0
+    assert main([*arguments, "2"]) == 0
+    assert [report.seed for report in Results(path).reports] == [1, 2]
+    assert capsys.readouterr().out.count("seed 1 (") == 1, "the first world was not lived again"
+    path.write_text(path.read_text().replace(path.read_text()[:32], "0" * 32))
+    assert Results(path).reports == [], "results of other sources"
 
 
 def test_a_seed_replays_exactly():

@@ -10,16 +10,20 @@ from typing import Any
 
 from broker.batch import build
 from broker.compression import Compression
-from broker.engine.base import Append, Damage, Engine, Topic
-from broker.errors import TopicProblem, Unavailable
+from broker.engine.base import Append, Damage, Engine, StateChange, StateSpace, Topic
+from broker.errors import OffsetOutOfRange, TopicProblem, Unavailable
 from broker.seams import Clock
 from tests.simulation.ledger import Ledger, Records
+from tests.simulation.starts import EVERYTHING, Retention
+from tests.simulation.states import StateLedger
 from tests.simulation.trace import Trace
 
 TOPICS = {"orders": 4, "readings": 5}
 """Made at the first start: nine partitions. The others come and go while clients are at work."""
 STAMPED = "orders"
 LATE_TOPICS = {"late": 2, "fleeting": 1}
+DELETED = "fleeting"
+ALL_TOPICS = (*TOPICS, *LATE_TOPICS)
 KEYS = [b"key-%d" % number for number in range(24)]
 VALUE_BYTES = (0, 20, 100, 300, 2_000, 30_000)
 VALUE_WEIGHTS = (1, 6, 6, 4, 2, 1)
@@ -27,6 +31,12 @@ WRITERS = 5
 LIFE_MS_MAX = 20_000
 """Of virtual time; a life takes about 300."""
 WRITER_PAUSES_MS = (0.0, 0.0, 0.2, 1.0, 4.0)
+
+
+def draw_retention(random: random.Random) -> dict[str, Retention]:
+    """What topics keep; times are short, as lives are. The stamped topic keeps everything."""
+    age_ms, size = random.choice((None, 100, 400)), random.choice((None, 10_000, 60_000))
+    return {"readings": Retention(age_ms, None), "late": Retention(None, size), DELETED: Retention(age_ms, size)}
 
 
 class Workload:
@@ -39,6 +49,7 @@ class Workload:
         self,
         engine: Engine,
         ledger: Ledger,
+        states: StateLedger,
         clock: Clock,
         random: random.Random,
         trace: Trace,
@@ -49,6 +60,7 @@ class Workload:
     ) -> None:
         self._engine = engine
         self._ledger = ledger
+        self._states = states
         self._clock = clock
         self._random = random
         self._trace = trace
@@ -65,8 +77,8 @@ class Workload:
         await self._make_topics()
         writers = [self._write() for _ in range(WRITERS)]
         readers = [self._follow(topic) for topic in list(self._engine.topics())]
-        readers += [self._read_a_partition() for _ in range(2)] + [self._look_up()]
-        background = [asyncio.ensure_future(each) for each in [*readers, self._manage(), disturb()]]
+        readers += [self._read_a_partition() for _ in range(2)] + [self._look_up(), self._scan()]
+        background = [asyncio.ensure_future(each) for each in [*readers, self._manage(), self._let_go(), disturb()]]
         foreground = [asyncio.ensure_future(each) for each in writers]
         try:
             await asyncio.gather(*foreground)
@@ -92,7 +104,8 @@ class Workload:
 
     async def _create(self, name: str, partitions: int) -> None:
         facts = self._ledger.creating(name, partitions)
-        topic = await self._engine.create_topic(name, partitions, {})
+        configs = self._ledger.starts.retention.get(name, Retention()).configs
+        topic = await self._engine.create_topic(name, partitions, configs)
         self._ledger.created(facts, topic)
         self._trace.count("topic created")
 
@@ -111,7 +124,7 @@ class Workload:
         if topic is None:
             if self._ledger.topics.get(name) is None or self._ledger.topics[name].existence == "gone":
                 await self._create(name, LATE_TOPICS[name])
-        elif name == "fleeting":
+        elif name == DELETED:
             self._ledger.deleting(name)
             await self._engine.delete_topic(name)
             self._ledger.deleted(name)
@@ -122,11 +135,70 @@ class Workload:
             self._ledger.grown(name, topic.partitions + 1)
             self._trace.count("topic grown")
 
+    # Letting records go
+
+    async def _let_go(self) -> None:
+        """Somebody deletes records, or retention looks for what is too old or too much."""
+        while True:
+            await self._pause(self._random.choice((5.0, 20.0, 60.0)))
+            topics = list(self._engine.topics().values())
+            try:
+                if self._random.random() < 0.4:
+                    await self._engine.apply_retention()
+                    self._trace.count("retention applied")
+                elif topics:
+                    topic = self._random.choice(topics)
+                    await self._delete_records(topic, self._random.randrange(topic.partitions))
+            except Unavailable:
+                await self._pause(10.0)
+            except TopicProblem:
+                continue
+            self._look_at_starts()
+
+    async def delete_some(self) -> bool:
+        """For somebody who needs space. False: there is nothing to delete."""
+        topics = list(self._engine.topics().values())
+        if not topics:
+            return False
+        topic = self._random.choice(topics)
+        try:
+            await self._delete_records(topic, self._random.randrange(topic.partitions), share=0.5)
+        except TopicProblem:
+            return False
+        return True
+
+    async def _delete_records(self, topic: Topic, partition: int, share: float | None = None) -> None:
+        offsets = self._engine.offsets(topic.name)[partition]
+        start = offsets.log_start
+        if share is None:
+            share = self._random.choice((0.0, 0.1, 0.3, 0.3, 1.0))
+        # Mostly not at the border of a batch; 1 in 20 times all there is.
+        before = start + round((offsets.high_watermark - start) * share)
+        offset = -1 if self._random.random() < 0.05 else before
+        self._ledger.starts.deleting((topic.topic_id, partition), offset)
+        answer = await self._engine.delete_records(topic.name, partition, offset)
+        self._trace.count("records deleted")
+        if answer < before:
+            self._ledger.broken(f"{topic.name}/{partition} begins at {answer} after everything before {before} was deleted")
+        self._ledger.began(topic, partition, answer)
+
+    def _look_at_starts(self) -> None:
+        for topic in self._engine.topics().values():
+            for offsets in self._engine.offsets(topic.name):
+                self._ledger.began(topic, offsets.partition, offsets.log_start)
+
+    def _log_start(self, topic: Topic, partition: int) -> int:
+        """As it is now; of a topic that is deleted meanwhile, beyond everything."""
+        now = self._engine.topics().get(topic.name)
+        if now is None or now.topic_id != topic.topic_id:
+            return EVERYTHING
+        return self._engine.offsets(topic.name)[partition].log_start
+
     # Writers
 
     async def _write(self) -> None:
         while self.wanted():
-            await self._publish()
+            await (self._set_state() if self._random.random() < 0.08 else self._publish())
             pause_ms = self._random.choice(WRITER_PAUSES_MS)
             if pause_ms:
                 await self._pause(pause_ms)
@@ -141,10 +213,20 @@ class Workload:
             append, facts = self._draw(topics[self._random.choice(names)])
             appends.append(append)
             records.append(facts)
-        call = self._ledger.publishing({name: topics[name].topic_id for name in names}, appends, records)
+        await self._append({name: topics[name].topic_id for name in names}, appends, records, self._draw_changes(0.3))
+
+    async def _set_state(self) -> None:
+        """As a consumer does that only moves its position."""
+        await self._append({}, [], [], self._draw_changes(1.0))
+
+    async def _append(
+        self, topic_ids: dict[str, bytes], appends: list[Append], records: list[Records], changes: list[StateChange]
+    ) -> None:
+        call = self._ledger.publishing(topic_ids, appends, records)
+        self._states.changing(call, changes)
         durable = self._random.random() < 0.9
         try:
-            answers = await self._engine.append(appends, durable=durable)
+            answers = await self._engine.append(appends, durable=durable, changes=changes)
         except Unavailable as unavailable:
             self._trace.count(f"append answered {type(unavailable).__name__}")
             self._ledger.unknown(call)
@@ -157,7 +239,22 @@ class Workload:
                 self._ledger.acknowledge(call, answers)
             else:
                 self._ledger.assigned(call)
+            for change in changes:
+                self._states.saw(change.space, change.key, self._engine.state(change.space, change.key))
             self._trace.note("acknowledged", [(answer.partition, answer.base_offset, answer.sequence) for answer in answers])
+
+    def _draw_changes(self, share: float) -> list[StateChange]:
+        """Entries of keyed state, each value of its own; some are deletes."""
+        if self._random.random() >= share:
+            return []
+        changes = []
+        for _ in range(self._random.choice((1, 1, 2, 4))):
+            self._built += 1
+            value = b"%d/%d " % (self._life, self._built) + bytes(self._random.choice((0, 20, 300)))
+            space = self._random.choice(list(StateSpace))
+            changes.append(StateChange(space, self._random.choice(KEYS), None if self._random.random() < 0.15 else value))
+        self._trace.count("state changed")
+        return changes
 
     async def stamp(self, count: int) -> bool:
         """Batches of one shape, one after the other: what a life loses by a power cut, the next can seal again byte for byte."""
@@ -202,6 +299,7 @@ class Workload:
         follower = self._ledger.follow(topic, sequence)
         while True:
             try:
+                floors = self._ledger.starts.floors()
                 tail = await self._engine.tail(
                     name, sequence, bytes_max=self._random.choice((1, 20_000, 200_000)), wait_max_ms=self._random.randint(0, 50)
                 )
@@ -212,7 +310,7 @@ class Workload:
                 return
             self.told += tail.damage
             for stored in tail.batches:
-                batch = self._ledger.saw(topic, stored)
+                batch = self._ledger.saw(topic, stored, floors)
                 if not sequence <= batch.sequence < tail.next_sequence:
                     self._ledger.broken(f"tail of {name} from {sequence} to {tail.next_sequence} gave {batch}")
                 sequence = batch.sequence + 1
@@ -222,6 +320,35 @@ class Workload:
                 follower = self._ledger.follow(topic, sequence)
             follower.to_sequence = sequence
             if not tail.batches:
+                await self._pause(self._random.choice((0.1, 1.0, 10.0)))
+
+    async def _scan(self) -> None:
+        """A subscriber of many topics at once, also of those that are made later."""
+        wanted = self._random.choice((set(ALL_TOPICS), {STAMPED, "late"}, {"readings", "fleeting"}))
+        sequence = self._random.choice((0, self._engine.next_sequence()))
+        # A topic whose deletion fails in the end is back, and who read along meanwhile was not shown it.
+        follower = self._ledger.follow_all(lambda batch: batch.topic in wanted and batch.topic != DELETED, sequence)
+        while True:
+            bytes_max, wait_max_ms = self._random.choice((1, 20_000, 200_000)), self._random.randint(0, 50)
+            topics, floors = dict(self._engine.topics()), self._ledger.starts.floors()
+            try:
+                scan = await self._engine.scan(sequence, topics=wanted.__contains__, bytes_max=bytes_max, wait_max_ms=wait_max_ms)
+            except Unavailable:
+                await self._pause(5.0)
+                continue
+            self.told += scan.damage
+            topics |= self._engine.topics()
+            for name, stored in scan.batches:
+                batch = self._ledger.saw(topics[name], stored, floors) if name in topics and name != DELETED else None
+                if name not in wanted or not sequence <= stored.sequence < scan.next_sequence:
+                    self._ledger.broken(f"scan of {sorted(wanted)} from {sequence} to {scan.next_sequence} gave {name}: {batch}")
+                sequence = stored.sequence + 1
+                follower.seen.add(stored.sequence)
+            sequence = scan.next_sequence
+            if scan.damage:
+                follower = self._ledger.follow_all(follower.asked, sequence)
+            follower.to_sequence = sequence
+            if not scan.batches:
                 await self._pause(self._random.choice((0.1, 1.0, 10.0)))
 
     async def _read_a_partition(self) -> None:
@@ -236,12 +363,18 @@ class Workload:
                 await self._fetch_for_a_while(topic, self._random.randrange(topic.partitions))
             except Unavailable:
                 await self._pause(5.0)
+            except OffsetOutOfRange as behind:
+                if behind.offset >= behind.log_start:
+                    self._ledger.broken(f"nothing is wrong with that offset: {behind}")
+                self._trace.count("reader overtaken by the log start")
             except TopicProblem:
                 continue
 
     async def _fetch_for_a_while(self, topic: Topic, partition: int) -> None:
-        offset = self._random.choice((0, self._engine.offsets(topic.name)[partition].high_watermark))
+        offsets = self._engine.offsets(topic.name)[partition]
+        offset = self._random.choice((offsets.log_start, offsets.high_watermark))
         for _ in range(self._random.randint(1, 20)):
+            floors = self._ledger.starts.floors()
             fetched = await self._engine.fetch(
                 topic.name,
                 partition,
@@ -252,7 +385,7 @@ class Workload:
             )
             self.told += fetched.damage
             for stored in fetched.batches:
-                batch = self._ledger.saw(topic, stored)
+                batch = self._ledger.saw(topic, stored, floors)
                 if batch.base_offset > offset and not fetched.damage:
                     self._ledger.broken(f"fetch of {topic.name}/{partition} at {offset} skips to {batch}")
                 offset = batch.next_offset
@@ -277,9 +410,11 @@ class Workload:
 
     async def _look_up_key(self, topic: Topic, partition: int) -> None:
         key = self._random.choice(KEYS)
-        known = [batch for batch in self._ledger.log(topic.topic_id, partition) if key in batch.keys]
+        log, floors = self._ledger.log(topic.topic_id, partition), self._ledger.starts.floors()
         latest = await self._engine.find_latest(topic.name, partition, key)
-        found = None if latest is None else self._ledger.saw(topic, latest)
+        start = self._log_start(topic, partition)
+        known = [batch for batch in log if any(of_record == key for _, of_record, _ in batch.left(start))]
+        found = None if latest is None else self._ledger.saw(topic, latest, floors)
         if found is not None and key not in found.keys:
             self._ledger.broken(f"find_latest of {topic.name}/{partition} for {key!r} gave {found}, which has {found.keys}")
         if known and self._whole and (found is None or found.base_offset < known[-1].base_offset):
@@ -294,7 +429,9 @@ class Workload:
         answer = await self._engine.offset_for_time(topic.name, partition, time_ms)
         sequence = await self._engine.sequence_for_time(topic.name, time_ms)
         newest = await self._engine.offset_of_max_timestamp(topic.name, partition)
-        if not self._whole:
+        start = self._log_start(topic, partition)
+        log = [batch for batch in log if batch.base_offset >= start]
+        if not self._whole or not log or first.base_offset < start:
             return
         if not (0 <= answer.offset < first.next_offset and answer.timestamp_ms >= time_ms):
             self._ledger.broken(f"the first record of {topic.name}/{partition} from {time_ms} on is in {first}, not {answer}")

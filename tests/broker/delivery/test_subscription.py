@@ -11,7 +11,9 @@ from broker.batch import build
 from broker.broker import Broker, BrokerOptions, Outgoing
 from broker.compression import Compression
 from broker.delivery import subscription as module
-from broker.delivery.position import AtTime, Cursor, Position
+from broker.delivery.filter import Filter
+from broker.delivery.position import AtTime, Cursor, Position, Start
+from broker.delivery.source import ScanSource
 from broker.delivery.subscription import DAMAGE_MAX, Delivered, Subscription
 from broker.engine.base import Append, Damage, Tail
 from broker.engine.embedded import EmbeddedEngine
@@ -226,9 +228,9 @@ async def test_a_reader_holds_no_more_than_it_asked_for(log: Log) -> None:
         await log.broker.publish("orders", [Outgoing(b"k", b"x" * 10_000)] * 2, durable=True, auto_create=True)
     reader = await log.reader()
     await reader.next(bytes_max=50_000, records_max=1, wait_max_ms=0)
-    assert sum(len(stored.batch) for stored in reader._fetched) <= 50_000
+    assert sum(len(stored.batch) for _, stored in reader._fetched) <= 50_000
     await reader.next(bytes_max=1, records_max=1, wait_max_ms=0)
-    assert sum(len(stored.batch) for stored in reader._fetched) <= 50_000
+    assert sum(len(stored.batch) for _, stored in reader._fetched) <= 50_000
 
 
 async def test_after_so_many_bytes_without_a_match_it_comes_up_for_air(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,3 +275,47 @@ async def test_ranges_lost_by_the_media_are_reported_once_and_their_number_is_bo
     reader = await log.reader()
     assert await reader.next(**EVERYTHING) == []
     assert len(reader.damage) == DAMAGE_MAX
+
+
+class Watched:
+    """Counts the keys it was asked about."""
+
+    def __init__(self, wanted: bytes) -> None:
+        self.wanted, self.asked = wanted, 0
+
+    def __call__(self, key: bytes | None) -> bool:
+        self.asked += 1
+        return key == self.wanted
+
+
+@pytest.mark.parametrize("records_max", [1, 1_000])
+async def test_batches_without_a_wanted_key_are_passed_by_their_keys_and_nothing_is_missed(log: Log, records_max: int) -> None:
+    for number in range(60):
+        await log.put(b"rare" if number % 7 == 3 else b"a", b"b", b"c")
+    for filter in (Filter.parse("orders/+", key_prefix=b"rare"), Filter.parse("+/rare"), Filter.parse("orders/rare")):
+        found = await drain(await log.broker.subscribe_filter(filter, "earliest"), records_max=records_max)
+        assert numbers(found) == [3 * number for number in range(60) if number % 7 == 3]
+
+
+async def test_keys_are_looked_at_only_while_nothing_is_found(log: Log) -> None:
+    for number in range(20):
+        await log.put(b"often" if number >= 10 else b"other")
+    watched = Watched(b"often")
+    source = ScanSource(log.engine, lambda topic: True)
+    reader = Subscription(log.engine, MachineClock(), source, Start(Cursor(0)), lambda record: record.key == b"often", watched)
+    assert len(await drain(reader)) == 10
+    assert watched.asked == 10  # of batches 2 to 10, and of the first that has it
+    assert reader.at_end
+
+
+async def test_a_batch_whose_keys_do_not_open_is_reported_as_any_other(log: Log) -> None:
+    await log.broker.create_topic("orders", 1)
+    await log.put(b"a")
+    await log.put(b"a")
+    whole = build([(1, b"k", b"x" * 50, ())] * 3, compression=Compression.ZSTD)
+    cut = bytearray(whole[:-7])
+    cut[8:12] = (len(cut) - 12).to_bytes(4, "big")
+    await log.engine.append([Append("orders", 0, bytes(cut))])
+    reader = await log.broker.subscribe_filter(Filter.parse("orders/none"), "earliest")
+    assert await drain(reader) == []
+    assert [(lost.from_offset, lost.to_offset) for lost in reader.damage.values()] == [(2, 5)]

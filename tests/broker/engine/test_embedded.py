@@ -24,7 +24,17 @@ import pytest
 from broker.batch import build
 from broker.engine.base import Append, Engine
 from broker.engine.embedded import EmbeddedEngine
-from broker.errors import AppendUnknown, BrokerError, Closed, FolderInUse, KeysMismatch, Overloaded, StorageDamaged, UnknownTopic
+from broker.errors import (
+    AppendUnknown,
+    BrokerError,
+    Closed,
+    DiskFull,
+    FolderInUse,
+    KeysMismatch,
+    Overloaded,
+    StorageDamaged,
+    UnknownTopic,
+)
 from broker.log.keystore_blob import KeyStoreBlob
 from broker.log.options import LogOptions
 from broker.machine import MachineDisk, MachineExecutor, MachineFile, MachineSeams
@@ -444,7 +454,8 @@ class TestFailingDisk:
         disk.fail[operation] = (number, 1)
         appends = [[one("orders", b"lost 1"), one("orders", b"lost 2", partition=1)], [one("orders", b"lost 3", key=b"k")]]
         results = await asyncio.gather(*(engine.append(call) for call in appends), return_exceptions=True)
-        assert [type(result) for result in results] == [AppendUnknown, AppendUnknown]
+        # Where the disk is full the next journal file, in the space given back, proves that nothing is there.
+        assert [type(result) for result in results] == [DiskFull if number == errno.ENOSPC else AppendUnknown] * 2
         assert disk.met == 1
         assert not heard
         unwatch()

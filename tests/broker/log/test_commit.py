@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any
 
 import pytest
 
-from broker.engine.base import Append
+from broker.engine.base import Append, StateChange, StateSpace
 from broker.engine.embedded import EmbeddedEngine
 from broker.errors import AppendUnknown, BatchRefused, Overloaded, UnknownTopic
 from broker.log.commit import Committer
@@ -322,3 +322,44 @@ async def test_sealing_is_tried_until_it_is_done(start: Start, monkeypatch: pyte
     assert trouble.left == 0
     assert [file.entry.state for file in engine._store.files.values()].count(FileState.OPEN) <= 2
     assert await count(await start()) == 20
+
+
+# -- durability "os" ----------------------------------------------------------------------------------------------------------
+
+
+def position(key: bytes) -> StateChange:
+    return StateChange(StateSpace.POSITION, key, b"value")
+
+
+async def test_without_a_sync_the_view_hears_nothing(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its position would confirm groups that a power cut may take from the journal and leave in the view."""
+    heard: list[bytes] = []
+    write = RocksStore.write
+
+    def listen(self: RocksStore, puts: Sequence[tuple[bytes, bytes]], deletes: Sequence[bytes] = ()) -> None:
+        heard.extend(key for key, _ in puts)
+        write(self, puts, deletes)
+
+    engine = await start(durability="os")
+    monkeypatch.setattr(RocksStore, "write", listen)
+    await engine.append([], changes=[position(b"a")])
+    await engine.append([Append("orders", 0, one_record(b"v"), [b"k"])], changes=[position(b"b")])
+    assert engine.state(StateSpace.POSITION, b"b") == b"value"
+    assert heard == []
+    await engine.create_topic("synced", 1, {})
+    assert [key[1:] for key in heard if key[:1] == bytes((StateSpace.POSITION,))] == [b"a", b"b"]
+    assert len(dict((await start(durability="os")).states(StateSpace.POSITION))) == 2
+
+
+async def test_a_late_sync_that_fails_changes_the_file(start: Start, failing_sync: Trouble) -> None:
+    engine = await start(durability="os")
+    await append(engine, b"kept by the system")
+    failing_sync.left = 1
+    with pytest.raises(OSError, match="Input/output"):
+        await engine._committer.flush_view()
+    with pytest.raises(AppendUnknown):
+        await append(engine)
+    await until_mended(engine)
+    assert await append(engine, b"after") == 1
+    assert [file.entry.state for file in engine._store.files.values()].count(FileState.CLOSED) == 1
+    assert await count(await start(durability="os")) == 2

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.log.index import BatchIndex
+from broker.log.index import BatchIndex, _grouped_keys, _paired_keys
 from broker.log.layout import FLAG_HAS_EXPIRY, FLAG_KEYS_COMPLETE
 
 HASHES = st.lists(st.integers(0, 5) | st.integers(0, 2**64 - 1), unique=True, max_size=6).map(sorted)
@@ -108,3 +108,10 @@ def test_size_in_memory_grows_with_batches_and_keys() -> None:
 
     assert settled(11, 0) - settled(10, 0) == 60
     assert settled(1, 9) - settled(1, 8) == 12
+
+
+@given(st.lists(HASHES, max_size=40))
+def test_keys_that_repeat_and_keys_that_do_not_are_sorted_alike(runs: list[list[int]]) -> None:
+    hashes, ordinals = _grouped_keys(runs)
+    assert (hashes, ordinals) == _paired_keys(runs)
+    assert list(zip(hashes, ordinals, strict=True)) == sorted((found, at) for at, run in enumerate(runs) for found in run)

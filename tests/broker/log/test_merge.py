@@ -85,12 +85,7 @@ async def merge(engine: EmbeddedEngine, inputs: list[Any] | None = None) -> Merg
 
 def forget_memory(engine: EmbeddedEngine) -> None:
     """Make every read go to the files."""
-    for log in engine._store.partitions.values():
-        log.ring_floor = max([log.ring_floor, *(stored.sequence for stored in log.ring.items)])
-        while len(log.ring):
-            log.ring.drop_first()
-    engine._ring.clear()
-    engine._ring_bytes = 0
+    engine._recent.clear()
 
 
 async def test_a_merge_moves_every_batch_unchanged(start: Start, tmp_path: Path) -> None:

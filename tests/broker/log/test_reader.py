@@ -114,8 +114,8 @@ def test_every_byte_flipped_is_damage_of_that_batch_alone(written: Written) -> N
         written.flip(at)
         found = written.read(0, 2, 4)
         assert [stored.sequence for stored in found.stored] == [1, 5]
-        ((partition, lost),) = found.damage
-        assert (partition, lost.start, lost.end) == (0, 1, 2)
+        ((owner, lost),) = found.damage
+        assert (owner, lost.start, lost.end) == ((ORDERS, 0), 1, 2)
         written.flip(at)
 
 

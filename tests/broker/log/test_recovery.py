@@ -375,3 +375,26 @@ def test_a_segment_without_its_footer_tells_of_bytes_that_no_batch_claims(writte
         told = [place for place in missing if any(covers(lost, place[2]) for lost in damage_of(found, place[:2]))]
         assert len(missing) == 1
         assert told or found.unattributed, f"byte {at}"
+
+
+@pytest.mark.parametrize("what", ["header", "body", "header zeroed with body"])
+def test_unconfirmed_groups_behind_a_hole_are_cut(disk: MachineDisk, flipped: Flip, what: str) -> None:
+    """With durability "os" many groups may be unconfirmed, and a power cut takes any of their pages: what is kept is a
+    beginning of them, and nothing of it is damage."""
+    keystore = make_keystore(MemoryBlob())
+    journal = Journal(make_keys(keystore), disk)
+    for value in (b"a", b"b", b"c", b"d"):
+        journal.group(journal.frame((ORDERS, 0, one_record(value))), confirms=False)
+    start, end = journal.group_ends[0], journal.group_ends[1]
+    wrong = {
+        "header": flipped(journal.data, start + 20),
+        "body": flipped(journal.data, end - 5),
+        "header zeroed with body": zeroed(journal.data, start, end),
+    }[what]
+    for durable_through in (0, 1):
+        keys = make_keys(keystore, "second")
+        found = Recovery(keys, {}, 1, 0, 0, None).read_journal(journal.entry, wrong, durable_through, len(wrong))
+        assert [place[2] for place in serve(found, keys, wrong)] == [0]
+        assert found.tail_cut is not None
+        assert (found.data_end, found.tail_cut.position) == (start, start)
+        assert (found.unattributed, damage_of(found, (ORDERS, 0))) == ([], [])

@@ -52,3 +52,39 @@ def _texts(value: object) -> list[str]:
         return [value]
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return [text for part in inner for text in _texts(part)]
+
+
+def test_a_key_backup_is_made_listed_and_told_of(node: Node, topic: str, tmp_path: Path) -> None:
+    file = tmp_path / "keystore.backup"
+    node.ok("topics", "create", topic)
+    (made,) = node.rows("keys", "backup", str(file), "--expires-in", "30d")
+    assert made["expires_at_ms"] - made["made_at_ms"] == 30 * 86_400_000
+    assert file.stat().st_mode & 0o777 == 0o600
+    (deleted,) = node.rows("topics", "delete", topic, "--yes")
+    assert [copy["id"] for copy in deleted["key_backups"]] == [made["id"]]
+    (listed,) = node.rows("keys", "backups")
+    assert (listed["id"], listed["state"], listed["deleted_topics"]) == (made["id"], "kept", 1)
+    (forgotten,) = node.rows("keys", "forget-backup", made["id"], "--yes")
+    assert forgotten["path"] == str(file)
+    assert not file.exists()
+    assert node.rows("keys", "backups") == []
+
+
+def test_a_key_backup_replaces_nothing(node: Node, tmp_path: Path) -> None:
+    file = tmp_path / "there"
+    file.write_text("mine")
+    result = CliRunner().invoke(main, ["keys", "backup", str(file), "--home", str(node.home), "--json"])
+    assert result.exit_code == 2
+    assert "exists" in json.loads(result.stderr)["error"]["title"]
+    assert file.read_text() == "mine"
+
+
+def test_a_key_backup_needs_a_node_and_a_time(node: Node, tmp_path: Path) -> None:
+    for arguments in (
+        ["backup", str(tmp_path / "f"), "--home", str(tmp_path / "none")],
+        ["backup", str(tmp_path / "f"), "--home", str(node.home), "--expires-in", "soon"],
+        ["forget-backup", "nope", "--yes", "--home", str(node.home)],
+    ):
+        result = CliRunner().invoke(main, ["keys", *arguments])
+        assert result.exit_code == 2
+    assert not (tmp_path / "f").exists()

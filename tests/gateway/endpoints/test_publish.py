@@ -173,8 +173,8 @@ class TestRefusals:
             (f"{RECORDS}?acks=none&acks=none", "acks"),
             (f"{RECORDS}?partition=-1", "partition"),
             (f"{RECORDS}?partition=one", "partition"),
-            (f"{RECORDS}?key=a", "key"),
-            (f"{RECORDS}?timestamp=1", "timestamp"),
+            (f"{RECORDS}?key=a&key64=YQ", "key64"),
+            (f"{RECORDS}?timestamp=noon", "timestamp"),
             (f"{RECORDS}?Acks=none", "Acks"),
         ]
         for target, name in rows:
@@ -219,18 +219,30 @@ class TestRefusals:
             assert answer.problem["supported"]
 
     async def test_content_encodings(self, door: Any) -> None:
-        rows = ["gzip", "br", "deflate, gzip"]
-        for encoding in rows:
+        for encoding in ("br", "deflate, gzip"):
             answer = await door.post(RECORDS, {"text": "a"}, headers={"content-encoding": encoding})
-            assert (answer.status, answer.slug) == (415, "media-type-unsupported")
+            assert (answer.status, answer.slug) == (415, "content-encoding-unsupported")
+
+    async def test_key_and_time_of_the_query_are_for_records_without(self, door: Any) -> None:
+        records = [{"text": "a"}, {"text": "b", "key": "own", "timestamp": 7}, {"value64": "/w=="}]
+        for number, body in enumerate((records, {"value": 1}, {"value": 2, "headers": {"a": "b"}})):
+            assert (await door.post(f"{RECORDS}?key=k{number}&timestamp=5", body)).status == 200
+        found = (await door.get(RECORDS)).json["records"]
+        assert sorted((record["key"], record["timestamp"]) for record in found) == [
+            ("k0", 5),
+            ("k0", 5),
+            ("k1", 5),
+            ("k2", 5),
+            ("own", 7),
+        ]
 
     async def test_a_key_beside_the_one_in_the_path(self, door: Any) -> None:
         answer = await door.post("/v1/records/orders/k", [{"text": "a"}, {"text": "a", "key": "k"}])
         assert (answer.slug, answer.problem["index"]) == ("record-invalid", 1)
 
-    async def test_a_partition_beside_the_one_in_the_query(self, door: Any) -> None:
-        answer = await door.post(f"{RECORDS}?partition=1", [{"text": "a", "partition": 2}])
-        assert (answer.slug, answer.problem["index"]) == ("record-invalid", 0)
+    async def test_the_partition_of_the_query_is_for_records_without(self, door: Any) -> None:
+        answer = await door.post(f"{RECORDS}?partition=1", [{"text": "a", "partition": 2}, {"text": "b"}])
+        assert [record["partition"] for record in answer.json["records"]] == [2, 1]
 
     async def test_a_partition_that_is_not_there(self, door: Any) -> None:
         answer = await door.post(f"{RECORDS}?partition=4", {"text": "a"})

@@ -86,7 +86,6 @@ class TestPartition:
         rows = [
             ("/v1/topics/orders/partitions/x/records", "partition"),
             ("/v1/topics/orders/partitions/-1/records", "partition"),
-            ("/v1/topics/orders/partitions//records", "partition"),
             (f"/v1/topics/orders/partitions/{2**31}/records", "partition"),
             (f"{PARTITION}?offset=-1", "offset"),
             (f"{PARTITION}?offset=first", "offset"),

@@ -9,11 +9,9 @@ from typing import Any
 
 import httpx
 import pytest
-from starlette.requests import Request
-from starlette.responses import PlainTextResponse
-from starlette.routing import Route
 
-from gateway.endpoints.documents import exchange_of
+from gateway.endpoints.exchange import Exchange
+from gateway.endpoints.operations import Answer, Operation
 from gateway.endpoints.rest import RestApp
 from gateway.endpoints.rest_options import RestOptions, SseOptions
 from gateway.observe.logs import request_id
@@ -71,7 +69,6 @@ class TestRoutes:
             "/v1/topics/orders/partitions/0/records/0",
             "/v1/topics/a/b/records",
             "/V1/topics",
-            "/v1/records",
             "//v1/topics",
             "*",
         ]
@@ -90,21 +87,17 @@ class TestRoutes:
     async def test_routes_of_the_node(self, door: Any) -> None:
         """Open ones are answered to everybody, the others know who asks."""
 
-        async def live(request: Request) -> PlainTextResponse:
-            return PlainTextResponse("alive")
+        async def live(exchange: Exchange) -> None:
+            await exchange.answer(200, b"text/plain", b"alive")
 
-        async def who(request: Request) -> PlainTextResponse:
-            return PlainTextResponse(exchange_of(request).session.principal.proved_by)
+        async def who(exchange: Exchange) -> None:
+            await exchange.answer(200, b"text/plain", exchange.session.principal.proved_by.encode())
 
-        door.app = RestApp(
-            door.pipeline,
-            door.metrics,
-            RestOptions(),
-            SseOptions(),
-            door.store,
-            routes=[Route("/v1/node", who)],
-            open_routes=[Route("/livez", live)],
-        )
+        rows = [
+            Operation("GET", "/v1/node", who, "who", "", {200: Answer("")}),
+            Operation("GET", "/livez", live, "live", "", {200: Answer("")}, open=True),
+        ]
+        door.app = RestApp(door.pipeline, door.metrics, RestOptions(), SseOptions(), door.store, rows)
         answer = await door.get("/livez", token="")
         assert (answer.status, answer.body) == (200, b"alive")
         assert answer.headers["x-request-id"]

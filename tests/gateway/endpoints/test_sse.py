@@ -350,3 +350,167 @@ async def _first(lines: Any, prefix: str, count: int) -> Any:
             count -= 1
             if count == 0:
                 return
+
+
+class TestForgedLastEventId:
+    """A browser sends back what it was given, anybody else what they like: it is a place in the log, and never a right."""
+
+    @pytest.mark.parametrize(
+        ("forged", "status", "slug"),
+        [
+            ("", 200, ""),  # as a browser without an id says it
+            ("abc", 400, "parameter-invalid"),
+            ("1", 400, "parameter-invalid"),
+            ("-1-0", 400, "parameter-invalid"),
+            ("1-0-0", 400, "parameter-invalid"),
+            ("1 - 0", 400, "parameter-invalid"),
+            ("0x1-0", 400, "parameter-invalid"),
+            ("\u0661-0", 400, "parameter-invalid"),  # another alphabet's digit
+            ("1-0, 2-0", 400, "parameter-invalid"),
+            ("1-0\x00", 400, "parameter-invalid"),
+            ("9" * 5_000 + "-0", 400, "parameter-invalid"),
+            ("9223372036854775808-0", 400, "parameter-invalid"),
+            ("9223372036854775807-9999999999", 416, "cursor-ahead"),
+            ("{next}-1", 416, "cursor-ahead"),
+            ("{last}-3", 416, "cursor-unknown"),
+            ("{last}-9999999999", 416, "cursor-unknown"),
+            ("{next}-0", 200, ""),
+            ("{last}-2", 200, ""),
+            ("0-0", 200, ""),
+            ("0-99", 200, ""),  # before the first: nothing is stepped over
+        ],
+    )
+    @pytest.mark.parametrize("target", [EVENTS, "/v1/events", f"{EVENTS}?headers=a:b", f"{EVENTS}?key=k"])
+    async def test_it_is_refused_clearly_or_a_place(self, door: Any, target: str, forged: str, status: int, slug: str) -> None:
+        await door.publish("orders", record("k", "1"), record("k", "2"), record("k", "3"))
+        next_sequence = door.engine.next_sequence()
+        text = forged.format(next=next_sequence, last=next_sequence - 1)
+        headers = {"last-event-id": text.encode("utf-8").decode("latin-1")}
+        call = door.begin("GET", target, headers=headers)
+        if status == 200:
+            await call.until(b"id: ")
+            assert call.status == 200
+            await ended(call)
+        else:
+            answer = await call.answer()
+            assert (answer.status, answer.slug) == (status, slug)
+        assert door.pipeline.feeds == 0
+
+    async def test_the_place_of_a_topic_that_may_not_be_read_shows_nothing_of_it(self, door: Any) -> None:
+        await door.publish("secrets", record("k", "planted"))
+        await door.publish("orders", record("eu/1", "mine"), record("us/1", "planted"))
+        for number in range(door.engine.next_sequence() + 1):
+            for target in (EVENTS, "/v1/events"):
+                headers = {"last-event-id": f"{number}-0"}
+                call = door.begin("GET", target, token=door.token("eu-reader"), headers=headers)
+                await call.until(b"id: ")
+                await asyncio.sleep(0.005)
+                body = await ended(call)
+                assert b"planted" not in body
+        refused = await door.get("/v1/topics/secrets/events", token=door.token("eu-reader"), headers={"last-event-id": "0-0"})
+        assert (refused.status, refused.slug) == (403, "access-denied")
+
+    async def test_it_wins_over_from_and_from_is_still_checked(self, door: Any) -> None:
+        await door.publish("orders", record("k", "1"))
+        answer = await door.get(f"{EVENTS}?from=earliest", headers={"last-event-id": "abc"})
+        assert (answer.status, answer.problem["name"]) == (400, "Last-Event-ID")
+
+
+class TestFilters:
+    async def test_of_one_topic(self, door: Any) -> None:
+        paid, new = ((b"type", b"paid"),), ((b"type", b"new"),)
+        await door.publish(
+            "orders", record("eu/1", "a", headers=paid), record("eu/2", "b", headers=new), record("us/1", "c", headers=paid)
+        )
+        for target, texts in (
+            (f"{EVENTS}?from=earliest&headers=type:paid", ["a", "c"]),
+            (f"{EVENTS}?from=earliest&key_prefix=eu/", ["a", "b"]),
+            (f"{EVENTS}?from=earliest&key_prefix=eu/&headers=type:paid", ["a"]),
+        ):
+            call = await follow(door, target)
+            await call.until(f'"{texts[-1]}"'.encode())
+            assert [event.json["text"] for event in events(await ended(call))] == texts
+
+    async def test_of_all_topics_with_those_made_later(self, door: Any) -> None:
+        await door.publish("orders", record("status", "a"), record("x", "no"))
+        call = await follow(door, "/v1/events?address=%2B/status&from=earliest")
+        await call.until(b'"a"')
+        await door.publish("parcels", record("status", "b"))
+        await call.until(b'"b"')
+        found = [event.json for event in events(await ended(call))]
+        assert [(one["topic"], one["text"]) for one in found] == [("orders", "a"), ("parcels", "b")]
+
+    async def test_a_filter_that_matches_everything_gets_what_may_be_read(self, door: Any) -> None:
+        await door.publish("secrets", record("eu/1", "planted"))
+        await door.publish("orders", record("us/1", "planted"), record("eu/1", "mine"))
+        for target in ("/v1/events?address=%23", "/v1/events?address=%23&key_prefix=", "/v1/events"):
+            call = await follow(door, target + ("&" if "?" in target else "?") + "from=earliest", token=door.token("eu-reader"))
+            await call.until(b"mine")
+            await door.publish("secrets", record("eu/2", "planted"))
+            await door.publish("orders", record("eu/2", "live"))
+            await call.until(b"live")
+            assert b"planted" not in await ended(call)
+
+    async def test_resumed_it_goes_on_exactly(self, door: Any) -> None:
+        await door.publish("orders", *[record(f"eu/{number}", str(number)) for number in range(6)], record("us/1", "no"))
+        call = await follow(door, "/v1/events?address=orders/eu/%2B&from=earliest")
+        await call.until(b'"5"')
+        whole = events(await ended(call))
+        assert len(whole) == 6
+        for position, event in enumerate(whole[:-1]):
+            call = await follow(door, "/v1/events?address=orders/eu/%2B", headers={"last-event-id": event.id})
+            await call.until(b'"5"')
+            assert [one.json["text"] for one in events(await ended(call))] == [one.json["text"] for one in whole[position + 1 :]]
+
+    async def test_refusals(self, door: Any) -> None:
+        await door.publish("orders", record("a"))
+        rows = [
+            ("/v1/events?address=or%23ders", 400, "filter-invalid"),
+            ("/v1/events?address=" + "a/" * 200, 400, "filter-invalid"),
+            ("/v1/events?address=nowhere/%2B", 404, "unknown-topic"),
+            ("/v1/events?headers=nothing", 400, "parameter-invalid"),
+            ("/v1/events?key=a", 400, "parameter-invalid"),
+            (f"{EVENTS}?address=x", 400, "parameter-invalid"),
+            (f"{EVENTS}?key_prefix={'x' * 2_000}", 400, "filter-invalid"),
+            ("/v1/topics/%2B/events?headers=a:b", 400, "illegal-topic-name"),
+            ("/v1/topics/%23/events?key_prefix=a", 400, "illegal-topic-name"),
+        ]
+        for target, status, slug in rows:
+            answer = await door.get(target)
+            assert (answer.status, answer.slug) == (status, slug), target
+            assert door.pipeline.feeds == 0
+
+
+class TestManyReaders:
+    async def test_what_one_stream_takes_is_less_where_there_are_many(self, open_door: Any) -> None:
+        door = open_door(send_buffers_bytes_max=400_000)
+        for _ in range(10):
+            await door.publish("orders", *[record("k", "x" * 990)] * 10)
+        door.buffers.connections = 9
+        call = door.begin("GET", f"{EVENTS}?from=earliest")
+        call.pause_at = b"data: "
+        await door.until(lambda: not call.going.is_set())
+        assert len(events(call.body)) == 10  # as many as 10,000 bytes hold
+        assert door.buffers.held_bytes > 10_000
+        call.going.set()
+        await door.until(lambda: len(events(call.body)) == 100)
+        await door.until(lambda: door.buffers.held_bytes == 0)
+        await ended(call)
+        assert door.buffers.connections == 9
+
+    async def test_beyond_the_nodes_bound_the_longest_waiting_stream_ends(self, open_door: Any) -> None:
+        door = open_door(send_buffers_bytes_max=50_000)
+        await door.publish("orders", *[record("k", "x" * 30_000)] * 4)
+        slow = []
+        for _ in range(2):
+            call = door.begin("GET", f"{EVENTS}?from=earliest")
+            call.pause_at = b"data: "
+            slow.append(call)
+            await door.until(lambda call=call: not call.going.is_set())
+        assert door.buffers.stats().cut == 1
+        for call in slow:
+            call.going.set()
+        await door.until(slow[0].task.done)
+        assert not slow[1].task.done()
+        await ended(slow[1])
+        assert door.buffers.held_bytes == 0

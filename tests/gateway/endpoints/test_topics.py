@@ -47,9 +47,9 @@ async def test_creations_that_are_refused(door: Any) -> None:
         ({"name": ""}, 400, "illegal-topic-name"),
         ({"name": "x" * 250}, 400, "illegal-topic-name"),
         ({"name": "taken"}, 409, "topic-exists"),
-        ({"name": "new", "partitions": 0}, 400, "invalid-config"),
-        ({"name": "new", "partitions": -1}, 400, "invalid-config"),
-        ({"name": "new", "partitions": 10**9}, 400, "invalid-config"),
+        ({"name": "new", "partitions": 0}, 409, "partitions-refused"),
+        ({"name": "new", "partitions": -1}, 409, "partitions-refused"),
+        ({"name": "new", "partitions": 10**9}, 409, "partitions-refused"),
         ({"name": "new", "configs": {"max.message.byte": "1"}}, 400, "invalid-config"),
         ({"name": "new", "configs": {"max.message.bytes": "lots"}}, 400, "invalid-config"),
         ({"name": "new", "configs": {"max.message.bytes": 5}}, 400, "body-malformed"),
@@ -67,14 +67,14 @@ async def test_creations_that_are_refused(door: Any) -> None:
 
 async def test_changes_that_are_refused(door: Any) -> None:
     await door.post(TOPICS, {"name": "orders"})
-    for body, slug in (
-        (b'{"partitions":3}', "invalid-config"),
-        (b'{"configs":{"nothing":"1"}}', "invalid-config"),
-        (b'{"name":"other"}', "body-malformed"),
-        (b"\xff", "body-malformed"),
+    for body, status, slug in (
+        (b'{"partitions":3}', 409, "partitions-refused"),
+        (b'{"configs":{"nothing":"1"}}', 400, "invalid-config"),
+        (b'{"name":"other"}', 400, "body-malformed"),
+        (b"\xff", 400, "body-malformed"),
     ):
         answer = await door.call("PATCH", f"{TOPICS}/orders", body, headers={"content-type": "application/json"})
-        assert (answer.status, answer.slug) == (400, slug)
+        assert (answer.status, answer.slug) == (status, slug)
     assert door.engine.topics()["orders"].partitions == 4
 
 

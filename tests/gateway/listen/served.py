@@ -14,13 +14,14 @@ from typing import Any
 
 import msgspec
 
+from gateway.listen.direct import Direct
 from gateway.listen.server import HttpServer, bind
 from gateway.listen.tls import CertificateFiles, TlsContexts
 from gateway.observe.metrics import Metrics
 from gateway.settings import LimitsSection, Listener
 from security.certificates import CertificatePaths, issue_client
 
-PLAIN = Listener(port=0, plain=True)
+PLAIN = Listener(port=0, plain=True, hosts=("a",))
 
 
 def now() -> datetime:
@@ -120,10 +121,11 @@ async def serving(
     contexts: TlsContexts | None = None,
     context: ssl.SSLContext | None = None,
     websocket: type[asyncio.Protocol] | None = None,
+    direct: Direct | None = None,
     **limits: Any,
 ) -> AsyncIterator[Served]:
     metrics = Metrics()
-    server = HttpServer(app, websocket, listener, contexts, msgspec.structs.replace(LimitsSection(), **limits), metrics)
+    server = HttpServer(app, websocket, listener, contexts, msgspec.structs.replace(LimitsSection(), **limits), metrics, direct)
     server.start(bind("http", listener))
     served = Served(server, metrics, context)
     try:

@@ -41,6 +41,56 @@ def test_a_line_says_who_what_and_what_became_of_it(tmp_path: Path) -> None:
     }
 
 
+def test_what_is_told_again_is_told_alike(tmp_path: Path) -> None:
+    """Lines of what was allowed are made of a template: each with its own time and session, nothing of another's."""
+    times = iter(range(1_767_225_600_123, 1_767_225_700_000, 1_001))
+    audit = AuditLog(tmp_path / "audit.jsonl", lambda: next(times), lines_max=100)
+    other = Session(Principal("user:bob", PrincipalKind.USER, "mtls"), "127.0.0.1:2", "rest", "request-3")
+    asked = [
+        (SESSION, "orders"),
+        (Session(ALICE, "127.0.0.1:40114", "rest", "request-2"), "orders"),
+        (SESSION, "pay"),
+        (other, "pay"),
+    ]
+    for session, topic in asked:
+        audit.record("access", session, "publish", topic, "allowed")
+    audit.close()
+    lines = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+    told = [(line["session"], line["resource"], line["principal"], line["at"][-7:]) for line in lines]
+    assert told == [
+        ("request-1", "orders", "user:alice", "00.123Z"),
+        ("request-2", "orders", "user:alice", "01.124Z"),
+        ("request-1", "pay", "user:alice", "02.125Z"),
+        ("request-3", "pay", "user:bob", "03.126Z"),
+    ]
+    assert "reason" not in lines[0]
+    assert (lines[0]["credential"], "credential" in lines[3]) == ("abcdefgh2345", False)
+
+
+@pytest.mark.parametrize(
+    "id", ["sprawl_abcdefgh2345_secretsecretsecret", "bearer.abcdefghijklmnopqrstuvwxyz", 'x","outcome":"denied']
+)
+def test_a_session_s_id_smuggles_nothing_in(tmp_path: Path, id: str) -> None:
+    audit = opened(tmp_path)
+    for _ in range(2):
+        audit.record("access", Session(ALICE, "127.0.0.1:1", "rest", id), "publish", "orders", "allowed")
+    audit.close()
+    for line in (tmp_path / "audit.jsonl").read_text().splitlines():
+        assert json.loads(line)["outcome"] == "allowed"
+        assert "secretsecret" not in line
+        assert "klmnop" not in line
+
+
+def test_the_templates_kept_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.observe.audit.TEMPLATES_MAX", 3)
+    audit = opened(tmp_path)
+    for number in range(10):
+        audit.record("access", SESSION, "publish", f"orders-{number}", "allowed")
+        assert len(audit._templates) <= 3
+    audit.close()
+    assert len((tmp_path / "audit.jsonl").read_text().splitlines()) == 10
+
+
 def test_before_anybody_is_known_there_is_nobody_to_name(tmp_path: Path) -> None:
     audit = opened(tmp_path)
     audit.record("identity", None, "identify", "127.0.0.1:1", "refused")

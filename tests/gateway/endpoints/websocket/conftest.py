@@ -24,8 +24,10 @@ import websockets
 from websockets.asyncio.client import ClientConnection, connect
 
 from broker.broker import Broker, BrokerOptions
+from broker.delivery.consumers import Consumers
 from broker.engine.embedded import EmbeddedEngine
-from broker.machine import MachineClock
+from broker.machine import MachineClock, MachineRandom
+from gateway.endpoints.send_buffers import SendBuffers
 from gateway.endpoints.websocket import make_websocket_protocol
 from gateway.endpoints.websocket_options import WebSocketOptions
 from gateway.listen.server import HttpServer, bind
@@ -154,9 +156,11 @@ class Node:
         self.audited: list[tuple[Any, ...]] = []
         chain = Chain([TokenProvider(store), CertificateProvider([], self.clock.now_ms)])
         audit = SimpleNamespace(record=lambda *entry: self.audited.append(entry))
-        broker = Broker(engine, self.clock, BrokerOptions())
+        self.consumers = Consumers(engine, self.clock, MachineRandom())
+        broker = Broker(engine, self.clock, BrokerOptions(), self.consumers)
         self.pipeline = Pipeline(broker, self.policy, chain, self.quotas, audit, self.clock, metrics, PipelineOptions())
         self.server: HttpServer
+        self.buffers: SendBuffers
         self.context: ssl.SSLContext | None = None
         self._tokens: dict[tuple[str, ...], str] = {}
         self._raw: list[RawClient] = []
@@ -270,10 +274,18 @@ async def start_node(engine: EmbeddedEngine, tmp_path: Path, authority: Certific
     """`await start_node(tls=False, anonymous=False, **options)`: a node whose limits are the test's."""
     started: list[Node] = []
 
-    async def start(*, tls: bool = False, mutual: bool = False, anonymous: bool = False, **options: Any) -> Node:
+    async def start(
+        *,
+        tls: bool = False,
+        mutual: bool = False,
+        anonymous: bool = False,
+        send_buffers_bytes_max: int = 256 * 1024 * 1024,
+        **options: Any,
+    ) -> Node:
         metrics = Metrics()
         store = TokenStore(tmp_path / f"tokens{len(started)}.json", MachineClock().now_ms, os.urandom)
         node = Node(engine, store, WebSocketOptions(**options), metrics)
+        node.buffers = SendBuffers(send_buffers_bytes_max)
         contexts = None
         if tls or mutual:
             files = CertificateFiles(authority.server, authority.server_key, authority.ca)
@@ -285,7 +297,7 @@ async def start_node(engine: EmbeddedEngine, tmp_path: Path, authority: Certific
                 (tmp_path / "client.pem").write_bytes(certificate + key)
                 node.context.load_cert_chain(tmp_path / "client.pem")
         listener = Listener(port=0, plain=contexts is None, anonymous=anonymous, tls="mutual-optional" if mutual else "server")
-        websocket = make_websocket_protocol(node.pipeline, metrics, node.options)
+        websocket = make_websocket_protocol(node.pipeline, metrics, node.options, node.buffers)
         node.server = HttpServer(not_found, websocket, listener, contexts, msgspec.structs.replace(LimitsSection()), metrics)
         node.server.start(bind("http", listener))
         started.append(node)

@@ -8,9 +8,9 @@ import pytest
 
 from broker.delivery.position import AtOffset, AtTime, Cursor
 from broker.delivery.subscription import Delivered
-from broker.engine.base import Damage
+from broker.engine.base import Damage, Gap
 from broker.record import Record
-from gateway.endpoints.websocket_frames import encode_chunks, error_frame, going_away_frame, records_frame
+from gateway.endpoints.websocket_frames import JSON, Losses, encode_chunks
 from gateway.endpoints.websocket_messages import (
     Auth,
     Ping,
@@ -113,8 +113,8 @@ def delivered(number: int, value: bytes = b"x") -> Delivered:
 class TestFrames:
     def test_records_are_cut_into_messages_with_their_own_cursors(self):
         records = [delivered(number, b"x" * 100) for number in range(10)]
-        chunks = encode_chunks(records, (), Cursor(99), 500)
-        messages = [payload(records_frame(b'"s"', chunk)) for chunk in chunks]
+        chunks = encode_chunks(JSON, records, None, Cursor(99), 500)
+        messages = [payload(JSON.records(b'"s"', chunk)) for chunk in chunks]
         assert len(messages) > 2
         assert [record["offset"] for message in messages for record in message["records"]] == list(range(10))
         for message in messages[:-1]:
@@ -122,22 +122,23 @@ class TestFrames:
         assert messages[-1]["cursor"] == "99-0"
 
     def test_a_record_beyond_the_bound_goes_alone(self):
-        chunks = encode_chunks([delivered(0), delivered(1, b"x" * 1000), delivered(2)], (), Cursor(3), 500)
-        assert [len(payload(records_frame(b'"s"', chunk))["records"]) for chunk in chunks] == [1, 1, 1]
+        chunks = encode_chunks(JSON, [delivered(0), delivered(1, b"x" * 1000), delivered(2)], None, Cursor(3), 500)
+        assert [len(payload(JSON.records(b'"s"', chunk))["records"]) for chunk in chunks] == [1, 1, 1]
 
     def test_nothing_makes_no_message(self):
-        assert encode_chunks([], (), Cursor(5), 500) == []
+        assert encode_chunks(JSON, [], None, Cursor(5), 500) == []
 
     def test_damage_is_told_even_without_records(self):
-        (chunk,) = encode_chunks([], [Damage("orders", 1, 5, 9, "torn")], Cursor(5), 500)
-        message = payload(records_frame(b'"s"', chunk))
+        (chunk,) = encode_chunks(JSON, [], Losses([Damage("orders", 1, 5, 9, "torn")], [Gap("a", 0, 1, 2)]), Cursor(5), 500)
+        message = payload(JSON.records(b'"s"', chunk))
         assert message["records"] == []
-        assert message["damage"] == [{"partition": 1, "from_offset": 5, "to_offset": 9}]
+        assert message["gaps"] == [{"topic": "a", "partition": 0, "from_offset": 1, "to_offset": 2}]
+        assert message["damage"] == [{"topic": "orders", "partition": 1, "from_offset": 5, "to_offset": 9}]
 
     def test_names_are_json(self):
-        frame = going_away_frame([(json.dumps('a"b').encode(), Cursor(1, 2))])
+        frame = JSON.going_away([(json.dumps('a"b').encode(), Cursor(1, 2))])
         assert payload(frame) == {"op": "going-away", "subscriptions": [{"sub": 'a"b', "cursor": "1-2"}]}
-        assert payload(error_frame({"status": 400}, ref=b"[1]", sub=b'"s"')) == {
+        assert payload(JSON.error({"status": 400}, ref=b"[1]", sub=b'"s"')) == {
             "op": "error",
             "ref": [1],
             "sub": "s",

@@ -1,0 +1,57 @@
+"""The newest batches of all partitions in clear, in commit order, within a budget: what readers at the live end are served from.
+
+Each partition's ring holds the same batches by offset; this decides together for all of them what is the oldest and goes first.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from itertools import islice
+
+from broker.engine.base import Stored
+from broker.log.partition import PartitionLog
+
+
+class Recent:
+    """Owner thread only."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self.bytes_max = bytes_max
+        self.size = 0
+        self._items: deque[tuple[PartitionLog, Stored]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def push(self, log: PartitionLog, stored: Stored) -> None:
+        log.ring.push(stored)
+        self._items.append((log, stored))
+        self.size += len(stored.batch)
+
+    def trim(self) -> None:
+        while self.size > self.bytes_max and self._items:
+            self._drop_oldest()
+
+    def clear(self) -> None:
+        while self._items:
+            self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
+        log, oldest = self._items.popleft()
+        self.size -= len(oldest.batch)
+        log.ring_floor = oldest.sequence
+        log.ring.drop_first()
+
+    def since(self, sequence: int) -> Iterator[tuple[PartitionLog, Stored]] | None:
+        """Batches of all partitions from a commit sequence on; None when the oldest here is younger. The iterator must be used
+        up before anything is awaited."""
+        if not self._items:
+            return None
+        at = sequence - self._items[0][1].sequence  # commit sequences have no holes within one life of the node
+        if at < 0 or at > len(self._items):
+            return None
+        if at * 2 < len(self._items):
+            return islice(self._items, at, None)
+        # A deque is walked from its nearer end: most who ask are a few batches behind.
+        return iter([self._items[n] for n in range(at - len(self._items), 0)])
