@@ -197,6 +197,7 @@ def main() -> None:
     parser.add_argument("--budget-mib", type=int, default=256)
     parser.add_argument("--mib", type=int, default=16, help="published to slow readers")
     chosen = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # or a node would be left
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     results = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import math
 import os
 import platform
 import subprocess
@@ -63,6 +64,43 @@ BUDGETS = [
         False,
         "us CPU a delivery",
     ),
+    Budget(
+        "the same of gorilla/websocket's (Go, prepared messages, no log)",
+        lambda r: r["websocket"]["plain_burst"].get("of_gorilla", math.nan),
+        7 / 6.2,
+        False,
+        "x",
+    ),
+    Budget(
+        "Server-Sent Events fan-out 1 -> 500, plain, 8 outstanding",
+        lambda r: r["websocket"]["sse_burst"]["cpu_us_a_delivery"],
+        20,
+        False,
+        "us CPU a delivery",
+    ),
+    Budget(
+        "binary sub-protocol, CPU of a record published, of JSON's",
+        lambda r: r["protocols"]["msgpack_publish"]["cpu_us_a_record_of_json"],
+        1,
+        False,
+        "x",
+    ),
+    Budget(
+        "binary sub-protocol, CPU of a record read, of JSON's",
+        lambda r: r["protocols"]["msgpack_read"]["cpu_us_a_record_of_json"],
+        1,
+        False,
+        "x",
+    ),
+    Budget("idle WebSocket connection", lambda r: r["connections"]["websocket"]["kib_a_connection"], 20, False, "KiB RSS"),
+    Budget("idle event stream", lambda r: r["connections"]["sse"]["kib_a_connection"], 30, False, "KiB RSS"),
+    Budget(
+        "slow readers, all of them: RSS beyond the idle connections",
+        lambda r: r["connections"]["slow"]["grown_mib"],
+        256,
+        False,
+        "MiB (limits.send_buffers_bytes_max)",
+    ),
     Budget("idle node", lambda r: r["rest"]["idle_rss_mib"], 120, False, "MiB RSS"),
 ]
 
@@ -94,6 +132,8 @@ def main() -> None:
         "key_index": run("key_index.py", "--mib", "16" if chosen.quick else "128"),
         "rest": run("rest.py", "--seconds", "1" if chosen.quick else "5"),
         "websocket": run("websocket_fanout.py", "--seconds", "1" if chosen.quick else "3"),
+        "protocols": run("websocket_protocols.py", "--seconds", "1" if chosen.quick else "3"),
+        "connections": run("connections.py", "--connections", "500" if chosen.quick else "10000"),
     }
     results["machine"] = {
         "cpus": os.cpu_count(),

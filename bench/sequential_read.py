@@ -1,6 +1,7 @@
 """What sealing costs a sequential reader: the same files read by `fetch`, opened and with the cipher left out, alternating.
 
     python bench/sequential_read.py [--mib 512] [--batch-kib 64] [--fetch-kib 1024] [--rounds 5]
+                                     [--parts 2] [--ahead-mib 32]
 
 The log lies in sealed and merged files and in the page cache, not in the ring. `raw` is the same files by `read` of the fetch's
 size. Throughput is wall clock (the price that a reader sees: opening runs beside reading on the read lane), CPU is of all
@@ -35,13 +36,14 @@ IN_FLIGHT = 64
 RECORDS = 64
 
 
-def engine(folder: Path) -> EmbeddedEngine:
+def engine(folder: Path, parts: int = 2, ahead: int = 32 << 20) -> EmbeddedEngine:
     keys = folder / "keys"
     keys.mkdir(mode=0o700, exist_ok=True)
     kek = keys / "kek.json"
     kms = LocalFileKms.load(kek) if kek.exists() else LocalFileKms.create(kek)
     keystore = KeyStore(KeyStoreBlob(MachineDisk(keys)), kms, os.urandom)
-    return EmbeddedEngine(MachineSeams(folder / "data"), keystore, LogOptions(ring_bytes_max=1 << 16))
+    options = LogOptions(ring_bytes_max=1 << 16, read_parts_max=parts, read_ahead_bytes_max=ahead)
+    return EmbeddedEngine(MachineSeams(folder / "data"), keystore, options)
 
 
 async def write(folder: Path, mib: int, batch_bytes: int) -> None:
@@ -88,7 +90,7 @@ def unsealed(_cipher: object, _nonce: bytes, sealed: memoryview, _associated: by
 
 
 async def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
-    node = engine(folder)
+    node = engine(folder, arguments.parts, int(arguments.ahead_mib * 2**20))
     await node.start()
     opens = LogKeys.unseal
     passes: dict[str, list[tuple[int, float, float]]] = {"raw": [], "plain": [], "sealed": []}
@@ -116,6 +118,8 @@ def main() -> None:
     parser.add_argument("--batch-kib", type=float, default=64)
     parser.add_argument("--fetch-kib", type=float, default=1024)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--parts", type=int, default=LogOptions().read_parts_max)
+    parser.add_argument("--ahead-mib", type=float, default=LogOptions().read_ahead_bytes_max / 2**20)
     arguments = parser.parse_args()
     keep_freed_memory()
     folder = Path(tempfile.mkdtemp(prefix="sprawl-read-"))

@@ -41,8 +41,8 @@ from websockets.asyncio.server import broadcast, serve
 from gateway.cli.profile import load_profile
 
 GOAL_US = 7.0
-SSE_GOAL_US = 40.0
-"""Each stream is an ASGI response with a feed of its own; encoding is shared, authorising and writing are not."""
+SSE_GOAL_US = 20.0
+"""Each stream is an ASGI response with a task of its own; reading, authorising and encoding are shared, writing is not."""
 HERE = Path(__file__).parent
 PEERS = HERE.parent / "build" / "peers"
 OUTSTANDING = {"burst": 8, "single": 1}

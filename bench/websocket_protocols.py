@@ -51,8 +51,7 @@ def publication(subprotocol: str) -> bytes:
     keys = [f"k{number}" for number in range(RECORDS)]
     records: list[Any] = [{"key": key, "text": VALUE} for key in keys]
     if subprotocol == MSGPACK:
-        content_type = [["content-type", b"text/plain; charset=utf-8"]]
-        records = [[key.encode(), VALUE.encode(), content_type] for key in keys]
+        records = [[key.encode(), VALUE.encode()] for key in keys]
     return encoded(subprotocol, {"op": "publish", "topic": "bench", "records": records})
 
 

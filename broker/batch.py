@@ -424,11 +424,13 @@ def _assemble_kept(header: BatchHeader, kept: list[tuple[int, bytes]]) -> bytes:
     """A batch of the records left: timestamp delta, and all that follows it in the record."""
     # A delete horizon sits in the base timestamp's place and must stay there.
     shift = 0 if header.attributes & DELETE_HORIZON else kept[0][0]
+    if abs(header.base_timestamp_ms + shift) > TIMESTAMP_MS_MAX:  # a producer's delta may lead anywhere; the base may not
+        shift = 0
     parts: list[bytes] = []
     for delta, rest in kept:
         body = b"\x00" + varint.encode(delta - shift) + rest
         parts += (_encode_length(len(body)), body)
-    newest_ms = header.base_timestamp_ms + max(delta for delta, _ in kept)
+    newest_ms = min(header.base_timestamp_ms + max(delta for delta, _ in kept), 2**63 - 1)
     left = msgspec.structs.replace(
         header,
         base_timestamp_ms=header.base_timestamp_ms + shift,

@@ -85,7 +85,7 @@ class Route:
         self.places = KeyPlaces(self.partitioner)
         self.compression = edge_compression(topic.configs)
         self.batch_bytes_max = batch_bytes_max(topic.configs)
-        self.gathering = Gathering(topic.name, self.compression, submit)
+        self.gathering = Gathering(topic.name, self.compression, self.batch_bytes_max, submit)
 
 
 class Broker:

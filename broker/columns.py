@@ -126,12 +126,12 @@ class KeyPlaces:
 
 
 class Encoded:
-    """What goes to one partition: the records, in their order, and their keys."""
+    """What goes to one partition: the pieces of its records, in their order, and their keys."""
 
-    __slots__ = ("keys", "records")
+    __slots__ = ("keys", "parts")
 
     def __init__(self) -> None:
-        self.records: list[bytes] = []
+        self.parts: list[Buffer] = []
         self.keys: list[bytes | None] = []
 
 
@@ -153,21 +153,19 @@ class Batches:
         start, self.count = self.count, self.count + columns.count
         columns.ids = (self._head, self._lasts[start : self.count])
         by_partition, id_head, stamp = self._by_partition, self._id_head, self._stamp(now_ms)
-        deltas, lengths, encode, join = varint.SHORT, varint.SHORT, varint.encode, b"".join
+        lengths, short_max, encode = varint.SHORT, varint.SHORT_MAX, varint.encode
         ends = self.headers.after_ids[start : self.count]
+        fixed = len(stamp) + len(id_head) + len(ends[0])
         landed = []
         for (partition, key_field, key), value, end in zip(places, columns.values, ends, strict=True):
             encoded = by_partition[partition]
+            index, size = len(encoded.keys), len(value)
             encoded.keys.append(key)
-            records = encoded.records
-            index = len(records)
             landed.append((partition, index))
-            try:
-                record = join((stamp, deltas[index], key_field, lengths[len(value)], value, id_head, end))
-                records.append(lengths[len(record)] + record)
-            except IndexError:  # a length of more than two bytes
-                record = join((stamp, deltas[index], key_field, encode(len(value)), value, id_head, end))
-                records.append(encode(len(record)) + record)
+            delta, value_length = lengths[index], lengths[size] if size < short_max else encode(size)
+            whole = fixed + len(delta) + len(key_field) + len(value_length) + size
+            length = lengths[whole] if whole < short_max else encode(whole)
+            encoded.parts += (length, stamp, delta, key_field, value_length, value, id_head, end)
         return landed
 
     def _stamp(self, now_ms: int) -> bytes:
@@ -178,9 +176,9 @@ class Batches:
     def appends(self, topic: str, compression: Compression) -> list[Append]:
         appends = []
         for partition, encoded in self._by_partition.items():
-            section = b"".join(encoded.records)
+            section = b"".join(encoded.parts)
             if compression is not Compression.NONE:
                 section = compress(compression, section)
-            batch = assemble_new(section, compression, len(encoded.records), self._base_ms, self._newest_ms)
+            batch = assemble_new(section, compression, len(encoded.keys), self._base_ms, self._newest_ms)
             appends.append(Append(topic, partition, batch, keys=encoded.keys))
         return appends

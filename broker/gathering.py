@@ -15,9 +15,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
+from broker.batch_header import HEADER_BYTES
 from broker.columns import Batches, Columns, Place
 from broker.compression import Compression
 from broker.engine.base import Append, Appended
+from broker.errors import Closed
 
 # A reader of one record opens its whole batch, and walks it.
 GATHERED_RECORDS_MAX = 1_000
@@ -28,11 +30,12 @@ Submit = Callable[[Sequence[Append]], tuple[list[Appended], "asyncio.Future[None
 
 
 class Gathering:
-    """Of one topic, on the owner thread. `submit` hands batches to the engine, durably."""
+    """Of one topic, on the owner thread. `submit` hands batches to the engine, durably; none has more than `batch_bytes_max`."""
 
-    __slots__ = ("_batches", "_compression", "_submit", "_topic", "_under_way", "_waiting")
+    __slots__ = ("_batch_bytes_max", "_batches", "_compression", "_submit", "_topic", "_under_way", "_waiting")
 
-    def __init__(self, topic: str, compression: Compression, submit: Submit) -> None:
+    def __init__(self, topic: str, compression: Compression, batch_bytes_max: int, submit: Submit) -> None:
+        self._batch_bytes_max = batch_bytes_max
         self._topic, self._compression, self._submit = topic, compression, submit
         self._batches: Batches | None = None
         self._waiting: list[tuple[asyncio.Future[Places], Places]] = []
@@ -41,7 +44,7 @@ class Gathering:
     def add(self, columns: Columns, places: Sequence[Place], now_ms: int, size: int) -> asyncio.Future[Places]:
         """The records' partitions and offsets, when they are durable. `size` bounds what they take in their batches."""
         batches = self._batches
-        if batches is not None and not _fits(batches, columns, size):
+        if batches is not None and not self._fits(batches, columns, size):
             self.hand_over()
             batches = None
         if batches is None:
@@ -71,7 +74,7 @@ class Gathering:
 
         def settled(outcome: asyncio.Future[None]) -> None:
             self._under_way -= 1
-            refusal = asyncio.CancelledError() if outcome.cancelled() else outcome.exception()
+            refusal = Closed() if outcome.cancelled() else outcome.exception()
             if refusal is None:
                 _answer(waiting, appended)
             else:
@@ -81,13 +84,12 @@ class Gathering:
 
         durable.add_done_callback(settled)
 
-
-def _fits(batches: Batches, columns: Columns, size: int) -> bool:
-    return (
-        batches.headers is columns.headers
-        and batches.count + columns.count <= GATHERED_RECORDS_MAX
-        and batches.size + size <= GATHERED_BYTES_MAX
-    )
+    def _fits(self, batches: Batches, columns: Columns, size: int) -> bool:
+        return (
+            batches.headers is columns.headers
+            and batches.count + columns.count <= GATHERED_RECORDS_MAX
+            and batches.size + size <= min(GATHERED_BYTES_MAX, self._batch_bytes_max - HEADER_BYTES)
+        )
 
 
 def _answer(waiting: Sequence[tuple[asyncio.Future[Places], Places]], appended: Sequence[Appended]) -> None:

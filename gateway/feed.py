@@ -98,6 +98,15 @@ class Feed:
         """The last `next` came to the end of the log. False: there may be more, even if it came back empty."""
         return self._subscription.at_end
 
+    @property
+    def owes(self) -> bool:
+        """What was delivered last is not paid for yet."""
+        return self._unpaid_bytes > 0
+
+    def seek(self, cursor: Cursor) -> None:
+        """Go on there, after a time in which somebody else delivered. The feed has to be at the end of what it has read."""
+        self._subscription.seek(cursor)
+
     def take_damage(self) -> list[Damage]:
         """Ranges lost by the media that were crossed since the last call."""
         crossed = list(self._subscription.damage.values())

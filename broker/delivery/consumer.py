@@ -37,6 +37,7 @@ logger = logging.getLogger("sprawl.delivery")
 
 CREDIT_MAX = 2**31 - 1
 TAG_CHARS_MAX = 64
+SEQUENCE_DIGITS_MAX, INDEX_DIGITS_MAX = 19, 10  # as in the text of a cursor
 
 Cut: TypeAlias = Callable[[list[Delivered]], list[Delivered]]
 
@@ -163,7 +164,7 @@ class Consumer:
             await self._read(min(room - len(again), self._ledger.room), bytes_max - size)
         self._require_open()
         found = self._hand_out(again, room, cut)
-        return found, not found and (bool(due) or bool(self._fresh) or self._behind())
+        return found, not found and (bool(due) or self._behind())
 
     async def _read(self, records_max: int, bytes_max: int) -> None:
         """New records, unless some are there that could not be handed out before."""
@@ -217,7 +218,7 @@ class Consumer:
             logger.warning("%d records of consumer %s stay: no dead letters written: %s", len(records), self.name, problem)
 
     def _behind(self) -> bool:
-        return self._ledger.room > 0 and not self._reader.at_end
+        return self._ledger.room > 0 and (bool(self._fresh) or not self._reader.at_end)
 
     async def _wait(self, left_ms: int) -> None:
         """For news, for an acknowledgement that makes room, or for the first record that is due."""
@@ -396,10 +397,9 @@ class Consumer:
 
 def _parse(tag: str) -> tuple[Cursor | None, int]:
     """The cursor after the record, None for what is no tag, and the attempt."""
-    cursor, _, attempt = tag.rpartition("-")
-    if len(tag) > TAG_CHARS_MAX or not (attempt.isascii() and attempt.isdigit()):
+    parts = tag.split("-", 3) if len(tag) <= TAG_CHARS_MAX and tag.isascii() else ()
+    if len(parts) != 3 or not (parts[0].isdigit() and parts[1].isdigit() and parts[2].isdigit()):
         return None, 0
-    try:
-        return Cursor.parse(cursor), int(attempt)
-    except ValueError:
+    if len(parts[0]) > SEQUENCE_DIGITS_MAX or len(parts[1]) > INDEX_DIGITS_MAX:
         return None, 0
+    return Cursor(int(parts[0]), int(parts[1])), int(parts[2])

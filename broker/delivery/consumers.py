@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -38,6 +38,8 @@ logger = logging.getLogger("sprawl.delivery")
 
 # Lag is asked of the log partition by partition: so many in one listing, then it is left out.
 LAG_READS_MAX = 256
+
+Result = TypeVar("Result")
 
 
 class ConsumerInfo(msgspec.Struct, frozen=True):
@@ -86,7 +88,7 @@ class Consumers:
         self._naming = asyncio.Lock()
         self.wide: Callable[[Callable[[str], bool], Callable[[], object] | None], Source] = self._scan
         """Where filters over many topics read from; the broker has them share their scans."""
-        self._background: set[asyncio.Task[None]] = set()
+        self._background: set[asyncio.Task[Any]] = set()
 
     # Use
 
@@ -113,6 +115,16 @@ class Consumers:
         options.check(self.options)
         if filter.topic is not None and filter.topic not in self._engine.topics():
             raise UnknownTopic(filter.topic)
+        work = self._begin(self._attach(owner, name, filter, options, position, Reads(self.wide, readable, version)))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            work.add_done_callback(_close_unused)
+            raise
+
+    async def _attach(
+        self, owner: str, name: str, filter: Filter, options: ConsumerOptions, position: Position, reads: Reads
+    ) -> Consumer:
         async with self._naming:
             key = standing.state_key(owner, name)
             ledger = self._ledger(key)
@@ -126,7 +138,6 @@ class Consumers:
             if (older := self._live.pop(key, None)) is not None:
                 older.end(ConsumerTakenOver(name))
                 ledger.release()
-            reads = Reads(self.wide, readable, version)
             consumer = self._live[key] = Consumer(self._world, ledger, filter, reads, self._closed)
             consumer.created = created
             return consumer
@@ -190,7 +201,10 @@ class Consumers:
         """Of one owner, or all, by owner and name."""
         wanted = sorted((known, key) for key, known in self._index().items() if owner is None or known[0] == owner)
         reads = [LAG_READS_MAX]
-        found = [await self._info(key, reads) for _, key in wanted[:consumers_max]]
+        found = []
+        for _, key in wanted[:consumers_max]:
+            found.append(await self._info(key, reads))
+            await asyncio.sleep(0)  # a thousand states with a thousand open records each are not decoded in one go
         return [info for info in found if info is not None]
 
     async def info(self, owner: str, name: str) -> ConsumerInfo:
@@ -202,6 +216,9 @@ class Consumers:
 
     async def delete(self, owner: str, name: str) -> None:
         """ConsumerUnknown."""
+        await asyncio.shield(self._begin(self._delete(owner, name)))
+
+    async def _delete(self, owner: str, name: str) -> None:
         async with self._naming:
             key, ledger = self._require(owner, name)
             await ledger.delete()
@@ -210,6 +227,9 @@ class Consumers:
     async def give(self, owner: str, name: str, to: str) -> None:
         """To another owner, with its position: a principal's name may change, as with a new token. ConsumerUnknown,
         ConsumerConflict, ConsumersFull."""
+        await asyncio.shield(self._begin(self._give(owner, name, to)))
+
+    async def _give(self, owner: str, name: str, to: str) -> None:
         async with self._naming:
             key, ledger = self._require(owner, name)
             taken = standing.state_key(to, name)
@@ -224,6 +244,10 @@ class Consumers:
 
     async def seek(self, owner: str, name: str, position: Position) -> ConsumerInfo:
         """Deliver from there; what was pending is forgotten. ConsumerUnknown, and what finding the position raises."""
+        await asyncio.shield(self._begin(self._seek(owner, name, position)))
+        return await self.info(owner, name)
+
+    async def _seek(self, owner: str, name: str, position: Position) -> None:
         async with self._naming:
             key, ledger = self._require(owner, name)
             start = await self._start(ledger.head.filter, position)
@@ -236,7 +260,6 @@ class Consumers:
             finally:
                 if live is None:
                     self._ledgers.pop(key, None)
-        return await self.info(owner, name)
 
     def buries_in(self, topic: str) -> bool:
         """Whether some consumer asked for its dead letters to go to this topic."""
@@ -248,10 +271,11 @@ class Consumers:
 
     async def close(self) -> None:
         """Save what is in use. Before the engine is closed."""
-        for consumer in list(self._live.values()):
-            consumer.close()
-        while self._background:
-            await asyncio.wait(self._background)
+        while self._live or self._background:
+            for consumer in list(self._live.values()):
+                consumer.close()
+            if self._background:
+                await asyncio.wait(self._background)
 
     # Parts
 
@@ -344,14 +368,31 @@ class Consumers:
             return None
         return max(0, lag)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _begin(self, work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
+        """Work that a caller who goes away does not cut in two: in the log and not in memory, or the reverse."""
         task = asyncio.get_running_loop().create_task(work, name="consumers")
         self._background.add(task)
-        task.add_done_callback(self._done)
+        task.add_done_callback(self._background.discard)
+        task.add_done_callback(_heard)
+        return task
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        self._begin(work).add_done_callback(self._done)
 
     def _done(self, task: asyncio.Task[None]) -> None:
-        self._background.discard(task)
         if task.cancelled() or (error := task.exception()) is None or isinstance(error, Closed | ConsumerDeleted):
             return
         # What was confirmed is safe; the rest is delivered again.
         logger.warning("how far a consumer got could not be saved: %s", error)
+
+
+def _heard(task: asyncio.Task[Any]) -> None:
+    """The caller may be gone, and asyncio complains of exceptions that nobody took."""
+    if not task.cancelled():
+        task.exception()
+
+
+def _close_unused(task: asyncio.Task[Consumer]) -> None:
+    """Whoever asked for it is gone."""
+    if not task.cancelled() and task.exception() is None:
+        task.result().close()

@@ -77,6 +77,13 @@ class Subscription:
         self.damage: dict[tuple[str, int, int], Damage] = {}
         self.gaps: dict[tuple[str, int], Gap] = {}
 
+    def seek(self, cursor: Cursor) -> None:
+        """Go on there; what was read and not taken is given up."""
+        self._fetched.clear()
+        self._walk = iter(())
+        self._from_sequence, self.cursor = cursor.sequence, cursor
+        self._since_ms, self._exhausted = None, False
+
     @property
     def at_end(self) -> bool:
         """All that was visible at the last look was delivered; False where that is not known without another look."""

@@ -195,9 +195,7 @@ class Engine(Protocol):
         sizes, times, keyed hashes, themselves sealed under the node's key) goes when they are merged. Returns the key backups
         that still hold the root key."""
 
-    async def append(
-        self, appends: Sequence[Append], *, durable: bool = True, changes: StateChanges = ()
-    ) -> list[Appended]:
+    async def append(self, appends: Sequence[Append], *, durable: bool = True, changes: StateChanges = ()) -> list[Appended]:
         """All batches and state changes of one call are committed together or not at all; `appends` may be empty. Changes that
         say where the records landed are given as a function of what is returned; it is called before anything is written.
 

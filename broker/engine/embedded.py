@@ -61,7 +61,7 @@ from broker.log.merge import Merge, choose
 from broker.log.options import LogOptions
 from broker.log.partition import PartitionLog
 from broker.log.recent import Recent
-from broker.log.retention import RetentionClock, kept_from
+from broker.log.retention import RetentionClock, expired_up_to
 from broker.log.startup import Opened, RecoveryReport, Startup
 from broker.log.state import (
     Entry,
@@ -86,6 +86,7 @@ from security.errors import KeyMissing, KeyProblem, KeyShredded
 logger = logging.getLogger("sprawl.log")
 
 LOCK_PATH = "LOCK"
+NEAR_BATCHES = 64  # a follower at most so far behind is served from the newest batches of all partitions
 # Stands for no key in the key index; a real key of these bytes only makes a candidate.
 NULL_KEY = b"\xff\x00sprawl null key"
 _BATCH_HEAD = struct.Struct(">qiibIhiqqqhii")
@@ -184,11 +185,26 @@ class EmbeddedEngine:
                 file, found.data_end, found.first_group, found.last_group, list(found.keys.values()), found.unattributed
             )
         await self._seal_repaired()
+        await self._catch_view_up(opened)
         replaced = await self._renew_snapshot(opened.state_group)
         await self._committer.open(opened.last_group)
         await self._drop_snapshot(replaced)
         await self._begin_epoch()
         self._log_recovery()
+
+    async def _catch_view_up(self, opened: Opened) -> None:
+        """Values sealed here need their epoch in the same view: it is written with them."""
+        if opened.view_lacks is None:
+            return
+        epoch = self._store.keys.system_epoch()
+        own = wrapped_key_entry(epoch.topic_id, epoch.key_id, epoch.wrapped)
+        staged = self._view.stage(opened.state_group, [own, *opened.view_lacks])
+
+        def write() -> None:
+            self._view.write(staged)
+            self._view.flush()
+
+        await self._seams.executor.run("background", write)
 
     async def _seal_repaired(self) -> None:
         """Files whose footers were damaged get new ones. Until then they stay listed with the old ones, and are read as before
@@ -278,7 +294,7 @@ class EmbeddedEngine:
         if self._merging is not None:
             self._merging.cancel()
             await asyncio.wait([self._merging])
-        self._wake(list(self._watchers))
+        self._wake([*self._watchers, ""])  # and those who watch all topics, also where nobody watches one
         for lane in ("manifest", "commit"):  # what a cancelled merge or sealing had begun to save
             await self._seams.executor.run(lane, lambda: None)
         await self._seams.executor.run("background", self._let_go)
@@ -717,8 +733,13 @@ class EmbeddedEngine:
             return Tail([], from_sequence, [])
         key_hash = None if key is None else self._store.keys.hasher(topic.topic_id).hash(key)
         logs = self._logs(topic, partitions)
-        with _unknown_when_deleted(name):
-            found = await self._lookup.from_sequence(logs, from_sequence, min(bytes_max, self.options.fetch_bytes_max), key_hash)
+        bytes_max = min(bytes_max, self.options.fetch_bytes_max)
+        recent = self._recent.newest(from_sequence, NEAR_BATCHES) if key is None else None
+        if recent is not None:
+            found = self._lookup.from_memory(recent, lambda log: log in logs, bytes_max)
+        else:
+            with _unknown_when_deleted(name):
+                found = await self._lookup.from_sequence(logs, from_sequence, bytes_max, key_hash)
         batches = [_kept(log, stored) for log, stored in found.stored]
         damage = _damages([(topic, log, lost) for log, lost in found.damage])
         return Tail(batches, found.reached, damage, _gaps([(topic.name, log) for log in logs], from_sequence, found.reached))
@@ -731,6 +752,9 @@ class EmbeddedEngine:
             if scan.batches or scan.damage or scan.gap:
                 return scan
             from_sequence = max(from_sequence, scan.next_sequence)
+            if from_sequence < seen:  # many batches of other topics were passed by: not to the end yet
+                await asyncio.sleep(0)
+                continue
             if not await self._woken(self.watch_all, deadline_ms, seen):
                 return scan
 
@@ -881,9 +905,12 @@ class EmbeddedEngine:
         return await self._store.save_snapshot(group, entries), group
 
     async def _durable_state(self) -> tuple[int, list[Entry]]:
-        """The view made durable: its group, and all entries at that group."""
-        entries = self._table.entries()
-        return await self._committer.flush_view(), entries
+        """A group, and all entries at it, with nothing among them that is not durable. What is visible now is in sealed files
+        only up to this group, so whatever came later is replayed over it."""
+        group = self._committer.last_group()
+        entries = await self._table.collect()
+        await self._committer.flush_view()
+        return group, entries
 
     async def _sweep(self) -> bool:
         """False when the disk refused: the next full journal tries again."""
@@ -938,7 +965,9 @@ class EmbeddedEngine:
         async with self._naming:
             now_ms = self._retention_clock.now_ms()
             places = [
-                (log, kept_from(log, topic.configs, now_ms)) for topic in self._topics.values() for log in self._logs(topic)
+                (log, await expired_up_to(self._store, log, topic.configs, now_ms))
+                for topic in self._topics.values()
+                for log in self._logs(topic)
             ]
             return await self._move_log_starts(places)
 

@@ -20,7 +20,7 @@ from broker.log.journal import ActiveJournal, Group, PendingFrame
 from broker.log.layout import FILE_HEADER_BYTES
 from broker.log.manifest import FileState
 from broker.log.reserve import is_full
-from broker.log.state import StagedWrite, StateView
+from broker.log.state import Kind, StagedWrite, StateView
 from broker.log.store import LogStore
 
 logger = logging.getLogger("sprawl.log")
@@ -62,6 +62,7 @@ class Committer:
         self._unsynced: list[tuple[int, StagedWrite]] = []  # commit lane: what the view must not hear of yet
         self._sync_problem: OSError | None = None
         self._failing: Sequence[PendingFrame] = ()
+        self._kept_keys: set[bytes] = set()
         self.groups = 0
         self.bytes_written = 0
         self.failures = 0
@@ -139,8 +140,16 @@ class Committer:
 
     async def _write(self, group: Group) -> None:
         staged = self._view.stage(group.number, group.entries) if group.entries else None
+        keys = self._new_keys(group)
+        # A key stands in two places, durably, before anything under it is acknowledged: without it all of that is lost.
+        group.flush_view = group.flush_view or bool(keys)
         group.synced = self._store.options.durability == "fsync" or group.flush_view
         await self._store.seams.executor.run("commit", lambda: self._write_now(group, staged, group.synced))
+        self._kept_keys.update(keys)
+
+    def _new_keys(self, group: Group) -> list[bytes]:
+        """Wrapped keys of the group that the view has not made durable yet: once an epoch, not once a file."""
+        return [entry.key for entry in group.entries if entry.kind == Kind.WRAPPED_KEY and entry.key not in self._kept_keys]
 
     def _write_now(self, group: Group, staged: StagedWrite | None, sync: bool) -> None:
         """Blocking: the journal first, then the view that follows from it."""
@@ -355,6 +364,10 @@ class Committer:
         position = self._view.stage(group, [])
         await self._store.seams.executor.run("commit", lambda: self._follow(position, group, True))
         return group
+
+    def last_group(self) -> int:
+        """The newest visible one."""
+        return self._last_group
 
     def problem(self) -> str | None:
         """Why nothing can be appended now."""

@@ -24,8 +24,8 @@ class _Value(msgspec.Struct, frozen=True, gc=False, array_like=True):
     version: int
     offset: int
     chain_in: bytes
-    base_offset: int
-    cut_sequence: int
+    base_offset: int = -1
+    cut_sequence: int = 0
 
 
 def log_start_entry(log: PartitionLog, start: LogStart) -> Entry:
@@ -39,7 +39,8 @@ def parse_log_start(entry: Entry) -> tuple[bytes, int, LogStart]:
     check_entry_version(f"the log start of topic {entry.key[:16].hex()}", entry.value)
     value = msgspec.msgpack.decode(entry.value, type=_Value)
     topic_id, partition = _PLACE.unpack(entry.key)
-    return topic_id, partition, LogStart(value.offset, value.chain_in, value.base_offset, value.cut_sequence)
+    base_offset = value.offset if value.base_offset < 0 else value.base_offset
+    return topic_id, partition, LogStart(value.offset, value.chain_in, base_offset, value.cut_sequence)
 
 
 def log_starts(table: StateTable) -> dict[tuple[bytes, int], LogStart]:
@@ -71,8 +72,12 @@ async def start_at(store: LogStore, log: PartitionLog, offset: int) -> LogStart:
 
 def _start_in(log: PartitionLog, extent: Extent, index: BatchIndex, before: Extent | None, offset: int) -> LogStart:
     ordinal = index.at_offset(offset)
-    if ordinal >= len(index):  # the rest of this extent is damage
-        return LogStart(offset, b"", extent.summary.next_offset, extent.summary.max_sequence)
+    if ordinal >= len(index) or index.place(ordinal).base_offset > offset:
+        # Damage lies here: nothing names a predecessor, and what is missing from the offset on stays missing.
+        cut_sequence = (
+            index.place(ordinal - 1).sequence if ordinal else (before.summary.max_sequence if before else log.cut_sequence)
+        )
+        return LogStart(offset, b"", offset, cut_sequence)
     place = index.place(ordinal)
     if ordinal:
         previous = index.place(ordinal - 1)

@@ -23,7 +23,7 @@ from broker.log.read_ahead import ReadAhead
 from broker.log.reader import Opened, ReadBack, Wanted, chained, open_batches, parts
 from broker.log.store import LogStore
 
-READ_PARTS_MAX = 2  # threads that one read is opened on: those of the read lane
+LOOKED_AT_MAX = 4096  # batches in memory that one scan passes by before others get their turn: about 1 ms
 NOT_FOUND = (-1, -1)
 
 
@@ -138,6 +138,8 @@ class Lookup:
     async def from_sequence(self, logs: Iterable[PartitionLog], sequence: int, bytes_max: int, key_hash: int | None) -> InOrder:
         """Batches of several partitions, of whatever topics, in commit order, up to `bytes_max` (at least one)."""
         among = list(logs)
+        if key_hash is None and not any(log.ring_floor >= sequence for log in among):
+            return await self._merged(among, sequence, bytes_max, None)  # all in memory: nothing to read ahead of
         places = tuple([log.place for log in among])
         place = (places, sequence, bytes_max, key_hash)
         going_on = self._rows.goes_on(place)
@@ -163,10 +165,14 @@ class Lookup:
         return _without_damage([(owners[found.sequence], found) for found in stored], read, owners.values(), reached)
 
     def from_memory(self, recent: Iterable[tuple[PartitionLog, Stored]], wanted: Wanting, bytes_max: int) -> InOrder:
-        """The same out of the newest batches of all partitions, those that `wanted` says."""
+        """The same out of the newest batches of all partitions, those that `wanted` says. It may come to nothing before the
+        end: the caller goes on from `reached`."""
         taken: list[tuple[PartitionLog, Stored]] = []
         size, reached = 0, self._store.next_sequence
-        for log, stored in recent:
+        for looked_at, (log, stored) in enumerate(recent):
+            if looked_at == LOOKED_AT_MAX:
+                reached = stored.sequence
+                break
             if not wanted(log) or stored.next_offset <= log.log_start:
                 continue
             size += len(stored.batch)
@@ -286,7 +292,7 @@ class Lookup:
     async def _open(self, wanted: Sequence[Wanted]) -> list[Opened | DamagedRange]:
         """Large reads in parts, side by side: while one thread opens, another reads (and with two CPUs opens too)."""
         run, keys = self._store.seams.executor.run, self._store.keys
-        cut = parts(wanted, READ_PARTS_MAX)
+        cut = parts(wanted, self._store.options.read_parts_max)
         if len(cut) == 1:
             return await run("read", lambda: open_batches(keys, wanted))
         opened = await asyncio.gather(*[run("read", partial(open_batches, keys, part)) for part in cut])

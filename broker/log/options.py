@@ -37,6 +37,9 @@ class LogOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Pages read before their readers ask for them, of all readers together; half for readers by offset, half for those in commit
     order. 0: nothing is read ahead."""
 
+    read_parts_max: int = 2
+    """Parts that one large read is opened in side by side, on the read lane's threads; 1: one after the other."""
+
     reads_in_flight_max: int = 64
     """Reads of files at once; later ones wait."""
 

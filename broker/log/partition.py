@@ -94,6 +94,7 @@ class PartitionLog:
         "high_watermark",
         "log_start",
         "next_offset",
+        "oldest",
         "partition",
         "ring",
         "ring_floor",
@@ -113,6 +114,7 @@ class PartitionLog:
         self.first_kept: LogStart | None = None
         self.cut_sequence = 0
         self.steps: list[LogStart] = []
+        self.oldest = (-1, 0)  # offset and timestamp of the first kept batch, where retention has looked
         self.next_offset = 0
         self.high_watermark = 0
         self.tag = NO_TAG

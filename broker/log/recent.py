@@ -43,6 +43,12 @@ class Recent:
         log.ring_floor = oldest.sequence
         log.ring.drop_first()
 
+    def newest(self, sequence: int, count: int) -> Iterator[tuple[PartitionLog, Stored]] | None:
+        """`since`, when what it would give is at most `count` batches."""
+        if not self._items or self._items[-1][1].sequence - sequence >= count:
+            return None
+        return self.since(sequence)
+
     def since(self, sequence: int) -> Iterator[tuple[PartitionLog, Stored]] | None:
         """Batches of all partitions from a commit sequence on; None when the oldest here is younger. The iterator must be used
         up before anything is awaited."""
@@ -54,4 +60,4 @@ class Recent:
         if at * 2 < len(self._items):
             return islice(self._items, at, None)
         # A deque is walked from its nearer end: most who ask are a few batches behind.
-        return iter([self._items[n] for n in range(at - len(self._items), 0)])
+        return (self._items[n] for n in range(at - len(self._items), 0))

@@ -1,7 +1,8 @@
-"""What a topic's `retention.ms` and `retention.bytes` no longer keep: whole extents, from the oldest on, as Kafka takes segments.
+"""What a topic's `retention.ms` and `retention.bytes` no longer keep, from the oldest on.
 
-An extent is a partition's part of one file. Its age is that of its youngest record's timestamp, so a record outlives its
-time by as much as its extent spans, and one from the future keeps what follows it (KIP-32; Kafka does the same).
+By size whole extents go, a partition's parts of its files, as Kafka takes segments. By age batches go: a merged extent may span
+weeks, which no record should outlive its time by. The age of a batch is that of its youngest record's timestamp, and the first
+that is young enough keeps what follows it (as in Kafka since KIP-32), so one from the future keeps everything behind it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from broker.log.options import LogOptions
 from broker.log.partition import Extent, PartitionLog
+from broker.log.store import LogStore
 from broker.seams import Clock
 from broker.topics.configs import retention_bytes, retention_ms
 
@@ -25,6 +27,29 @@ def kept_from(log: PartitionLog, configs: Mapping[str, str], now_ms: int | None)
         reached = max(reached, _by_age(log.extents, now_ms - age_ms))
     if size_max is not None:
         reached = max(reached, _by_size(log.extents, size_max))
+    return min(reached, log.high_watermark)
+
+
+async def expired_up_to(store: LogStore, log: PartitionLog, configs: Mapping[str, str], now_ms: int | None) -> int:
+    """`kept_from`, and into the extent that it leaves at the front, batch by batch."""
+    reached, age_ms = kept_from(log, configs, now_ms), retention_ms(configs)
+    at = log.extent_at_offset(reached)
+    if age_ms is None or now_ms is None or at >= len(log.extents):
+        return reached
+    oldest_ms = now_ms - age_ms
+    if log.oldest[0] == reached and log.oldest[1] >= oldest_ms:
+        return reached  # looked at before: nothing has to be read to know
+    extent = log.extents[at]
+    extent.file.hold()
+    try:
+        index = await store.index_of(extent)
+    finally:
+        extent.file.release()
+    for ordinal in range(index.at_offset(reached), len(index)):
+        if index.max_timestamps[ordinal] >= oldest_ms:
+            log.oldest = (reached, index.max_timestamps[ordinal])
+            break
+        reached = index.place(ordinal).next_offset
     return min(reached, log.high_watermark)
 
 

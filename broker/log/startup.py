@@ -27,7 +27,7 @@ from broker.log.recovery import (
     read_states,
 )
 from broker.log.sealing import LogKeys
-from broker.log.state import Entry, StateTable, StateView, open_snapshot, wrapped_key_entry
+from broker.log.state import Entry, StateTable, StateView, open_snapshot
 from broker.log.store import JOURNAL_FOLDER, SEGMENT_FOLDER, STATE_FOLDER, VIEW_FOLDER, LogStore, snapshot_path
 from broker.seams import Seams
 from security.crypto.keyring import Keyring
@@ -51,13 +51,15 @@ class RecoveryReport(msgspec.Struct, gc=False):
 
 
 class Opened(msgspec.Struct, gc=False):
-    """The result of a start, before the first new journal file. `state_group`: the newest group that changed the state."""
+    """The result of a start, before the first new journal file. `state_group`: the newest group that changed the state.
+    `view_lacks`: entries up to it to be written to the view; None when it has them all."""
 
     view: StateView
     table: StateTable
     recovered: list[RecoveredFile]
     last_group: int
     state_group: int
+    view_lacks: list[Entry] | None
     next_sequence: int
     report: RecoveryReport
 
@@ -236,11 +238,12 @@ class Startup:
             view, view_group, entries = self._view_was_ahead()
             table = StateTable()
             table.apply(entries)
-        state_group = self._replay(view, table, view_group, recovered)
+        state_group, view_lacks = self._replay(table, view_group, recovered)
         self._begin_partitions(log_starts(table))
         self._join_extents()
         self._report.journals = len(unsealed)
-        return Opened(view, table, recovered, last_group, state_group, self._next_sequence(recovered), self._report)
+        next_sequence = self._next_sequence(recovered)
+        return Opened(view, table, recovered, last_group, state_group, view_lacks, next_sequence, self._report)
 
     def _next_sequence(self, recovered: list[RecoveredFile]) -> int:
         seen = [extent.summary.max_sequence + 1 for log in self._store.partitions.values() for extent in log.extents]
@@ -411,9 +414,12 @@ class Startup:
         self._close_view()
         return self._rebuild_view("it reflects groups that the journal has lost")
 
-    def _replay(self, view: StateView, table: StateTable, view_group: int, recovered: list[RecoveredFile]) -> int:
-        """Bring the view up to the journals, sealed ones too, and make it durable before anything is built on it; returns the
-        newest group that it reflects."""
+    def _replay(self, table: StateTable, view_group: int, recovered: list[RecoveredFile]) -> tuple[int, list[Entry] | None]:
+        """Bring the table up to the journals, sealed ones too; the newest group it reflects, and what the view lacks of it.
+
+        The view hears of it only when the files are sealed: what is lost of the state is then on record in a footer, and a start
+        that ends in between tells of it again, where a view that had passed the place would not.
+        """
         states = [state for found in recovered for state in found.states]
         states += self._sealed_states(view_group) + self._repaired_states
         newest = view_group
@@ -428,10 +434,10 @@ class Startup:
         newest = max(view_group, min([newest, *torn]))
         if self._report.view_rebuilt is not None:
             later = table.entries()
-        if later or newest > view_group:
-            table.adopt_keys(self._store.keys)
-            self._write_view(view, newest, later)
-        return newest
+        if not later and newest == view_group:
+            return newest, None
+        table.adopt_keys(self._store.keys)
+        return newest, later
 
     def _sealed_states(self, view_group: int) -> list[tuple[int, list[Entry]]]:
         """Entries of sealed journals that the view does not reflect: only after it was lost, as sealing flushes it."""
@@ -442,10 +448,3 @@ class Startup:
                 data = JournalBytes(file.file, min(file.entry.data_end, file.file.size()))
                 states += read_states(self._store.keys, file.entry, data, summary.last_group, self._store.unattributed)
         return states
-
-    def _write_view(self, view: StateView, group: int, entries: list[Entry]) -> None:
-        """Values sealed here need their epoch in the same view: it is written with them."""
-        epoch = self._store.keys.system_epoch()
-        own = wrapped_key_entry(epoch.topic_id, epoch.key_id, epoch.wrapped)
-        view.write(view.stage(group, [own, *entries]))
-        view.flush()

@@ -10,6 +10,7 @@ import logging
 import struct
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 
 import msgspec
 
@@ -129,9 +130,15 @@ class LogStore:
     def _create(self, path: str, folder: str, header: bytes) -> File:
         """Blocking."""
         file = self.seams.disk.open(path, create=True)
-        file.write_at(0, [header])
-        file.sync()
-        self.seams.disk.sync_folder(folder)
+        try:
+            file.write_at(0, [header])
+            file.sync()
+            self.seams.disk.sync_folder(folder)
+        except OSError:
+            file.close()  # what was begun would take the space that is short
+            with suppress(OSError):
+                self.seams.disk.remove(path)
+            raise
         return file
 
     def live_extents(self, file: LogFile) -> list[Extent]:
@@ -214,8 +221,12 @@ class LogStore:
     async def save_snapshot(self, group: int, entries: list[Entry]) -> int:
         """A durable file with all state up to `group`; the caller lists it. Returns its number."""
         number = self.take_number()
-        data = seal_snapshot(self.keys, group, entries)
-        await self.seams.executor.run("background", lambda: self._create(snapshot_path(number), STATE_FOLDER, data).close())
+        path = snapshot_path(number)
+
+        def write() -> None:
+            self._create(path, STATE_FOLDER, seal_snapshot(self.keys, group, entries)).close()
+
+        await self.seams.executor.run("background", write)
         return number
 
     def list_snapshot(self, number: int, group: int) -> None:

@@ -16,7 +16,7 @@ from broker.log.state import Entry
 from broker.log.store import LogStore
 
 StateAt = Callable[[], Awaitable[tuple[int, list[Entry]]]]
-"""Makes the view durable; returns the group it reflects, and all entries at that group."""
+"""Makes the state durable; returns a group and all entries at it, or later ones where those are durable too."""
 
 
 class Swept(msgspec.Struct, frozen=True):

@@ -6,6 +6,8 @@ never the only one. The reader is given both and decides by content which is new
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from broker.seams import Disk
 
 SMALL_FILE_BYTES_MAX = 256 * 1024 * 1024
@@ -47,6 +49,10 @@ class TwoCopyFile:
         try:
             file.write_at(0, [data])
             file.sync()
+        except OSError:
+            with suppress(OSError):  # what was begun would take the space that is short
+                self._disk.remove(temporary)
+            raise
         finally:
             file.close()
         self._disk.rename(temporary, path)

@@ -11,7 +11,8 @@ from collections.abc import Callable
 import msgspec
 
 from broker.errors import StorageDamaged
-from broker.log.examination import FileExamination, LostState, Progress, Span, joined, summary_of
+from broker.log.batch_check import Progress, Span, joined
+from broker.log.examination import FileExamination, LostState, summary_of
 from broker.log.findings import Examined, Finding, Severity, Verdict
 from broker.log.footer import Summary
 from broker.log.journal_bytes import JournalBytes

@@ -108,6 +108,32 @@ def delete(connection: Connection, name: str, yes: bool, as_json: bool) -> None:
         click.echo(f"its key is still in key backup {copy['id']}: destroy it (`sprawl keys backups` says where it is)", err=True)
 
 
+@topics.command("delete-records")
+@click.argument("name")
+@click.option("--partition", type=click.IntRange(0), required=True, help="Of which partition.")
+@click.option("--before", type=click.IntRange(0), metavar="OFFSET", help="Records below this offset.")
+@click.option("--all", "everything", is_flag=True, help="All records there are now.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
+@connection_options
+def delete_records(
+    connection: Connection, name: str, partition: int, before: int | None, everything: bool, yes: bool, as_json: bool
+) -> None:
+    """Delete the oldest records of a partition. It cannot be undone; offsets go on where they are."""
+    if everything == (before is not None):
+        raise click.UsageError("say which records: --before OFFSET, or --all")
+    what = "all records" if before is None else f"the records below offset {before}"
+    if not yes and not click.confirm(f"Delete {what} of {name}/{partition}, for good?", err=True):
+        raise click.UsageError("not deleted")
+    document = {"partition": partition, **({} if before is None else {"before_offset": before})}
+    with Client(connection) as client:
+        answer = client.call("POST", f"{_path(name)}/delete-records", document=document)
+    if as_json:
+        print_json(answer)
+    else:
+        click.echo(f"{name}/{partition} begins at offset {answer['log_start']} now")
+
+
 def _print_topic(topic: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(topic)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 from msgspec import UNSET, UnsetType
 
@@ -77,7 +79,7 @@ class ConsumerList(msgspec.Struct, frozen=True):
 class Gift(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`to` is the name of a principal, as `sprawl tokens list` and /v1/whoami tell it."""
 
-    to: str
+    to: Annotated[str, msgspec.Meta(min_length=1, max_length=NAME_CHARS_MAX, extra_json_schema={"format": "printable"})]
 
 
 class ConsumerRoutes:

@@ -106,10 +106,6 @@ class Exchange:
 
     # The request
 
-    @property
-    def receive(self) -> Receive:
-        return self._receive
-
     async def send(self, message: Message) -> None:
         """The request's id goes with every answer."""
         if message["type"] == "http.response.start":

@@ -14,7 +14,9 @@ from broker import errors as broker
 from broker.delivery.expiry import expires_at_ms
 from broker.record import MESSAGE_ID_HEADER, RESERVED_HEADER_PREFIX, Record
 from broker.topics.addresses import Address
-from gateway.endpoints.cloudevents import EVENT, RECORD_PREFIX, STRUCTURED, attributes_of, to_binary, to_structured
+from gateway.endpoints.cloudevent_schemas import EVENT
+from gateway.endpoints.cloudevents import RECORD_PREFIX, STRUCTURED
+from gateway.endpoints.cloudevents_out import attributes_of, to_binary, to_structured
 from gateway.endpoints.conditional import CONDITIONS, NOT_MODIFIED, fresh, last_modified
 from gateway.endpoints.exchange import JSON, Exchange, encode
 from gateway.endpoints.operations import Answer, Operation, Parameter

@@ -40,7 +40,6 @@ def number(maximum: int, minimum: int = 0) -> Schema:
 
 
 TOPIC = Parameter(name="topic", place="path", schema=TOPIC_NAME, about="the topic's name")
-ADDRESS_TOPIC = TOPIC
 ADDRESS_KEY = Parameter(
     name="key",
     place="path",

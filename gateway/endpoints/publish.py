@@ -11,7 +11,8 @@ from broker.columns import Columns
 from broker.delivery.expiry import TTL_MS_MAX
 from broker.record import valid_message_id
 from broker.topics.addresses import Address
-from gateway.endpoints.cloudevents import BATCH, FAMILY, STRUCTURED, from_batch, from_binary, from_structured, is_event
+from gateway.endpoints.cloudevents import BATCH, FAMILY, STRUCTURED
+from gateway.endpoints.cloudevents_in import from_batch, from_binary, from_structured, is_event
 from gateway.endpoints.exchange import JSON, NDJSON, Exchange, encode
 from gateway.endpoints.idempotency_key import REPLAYED, idempotency_key
 from gateway.endpoints.operations import Operation
@@ -19,7 +20,7 @@ from gateway.endpoints.publish_rows import AddressOf, publish_rows
 from gateway.endpoints.query import PARTITION_MAX
 from gateway.endpoints.records_json import CONTENT_TYPE, read_records
 from gateway.endpoints.rest_options import RestOptions
-from gateway.errors import MediaTypeUnsupported, ParameterInvalid, RecordInvalid
+from gateway.errors import BodyMalformed, MediaTypeUnsupported, ParameterInvalid, RecordInvalid
 from gateway.pipeline import ColumnReceipts, EarlierReceipts, Incoming, Pipeline, Publication, Receipt
 
 _KEY_TWICE = "it has a key, and the path names one for all; post to /v1/topics/{topic}/records instead"
@@ -118,6 +119,8 @@ class PublishRoutes:
             raise ParameterInvalid("Message-Id", "it is no UUIDv7 in lower case (RFC 9562); leave it out to be given one")
         headers, ttl_ms = _headers(exchange), _ttl_ms(exchange)
         value = await exchange.body(self._options.body_bytes_max)
+        if not value and b"content-type" not in exchange.headers:
+            raise BodyMalformed("there is none; an empty value is sent with a Content-Type")
         message_id_text = None if message_id is None else message_id.decode("ascii")
         return Incoming(None, value, headers, None, message_id_text, ttl_ms=ttl_ms)
 

@@ -9,7 +9,8 @@ from broker import errors as broker
 from broker.batch_errors import BatchTooLarge
 from broker.delivery.expiry import TTL_MS_MAX
 from gateway import errors as gateway
-from gateway.endpoints.cloudevents import BATCH, EVENT_IN, EVENT_IN_WITHOUT_KEY, STRUCTURED
+from gateway.endpoints.cloudevent_schemas import EVENT_IN, EVENT_IN_WITHOUT_KEY
+from gateway.endpoints.cloudevents import BATCH, STRUCTURED
 from gateway.endpoints.idempotency_key import PARAMETER as IDEMPOTENCY_KEY
 from gateway.endpoints.operations import Alternatives, Answer, Body, Handler, Operation, Parameter, Schema
 from gateway.endpoints.parameters import (
@@ -107,7 +108,6 @@ def _body(record: Schema, event: Schema, records_max: int) -> Body:
             "application/octet-stream": {"type": "string", "format": "binary"},
             "text/plain": {"type": "string"},
         },
-        required=False,  # no body is an empty value
     )
 
 

@@ -8,7 +8,9 @@ from broker import errors as broker
 from broker.broker import Page
 from broker.delivery.position import AtTime, CursorAhead
 from broker.engine.base import Damage
-from gateway.endpoints.cloudevents import BATCH, EVENT, to_batch, to_structured
+from gateway.endpoints.cloudevent_schemas import EVENT
+from gateway.endpoints.cloudevents import BATCH
+from gateway.endpoints.cloudevents_out import to_batch, to_structured
 from gateway.endpoints.exchange import JSON, NDJSON, Exchange, encode
 from gateway.endpoints.operations import Alternatives, Answer, Operation, Parameter
 from gateway.endpoints.parameters import CURSOR, OFFSET, PARTITION, PARTITION_NUMBER, TIMESTAMP, TOPIC, WHICH_KEY, number

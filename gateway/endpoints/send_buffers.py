@@ -19,7 +19,7 @@ from typing import Protocol
 import msgspec
 
 SEND_BUFFERS_BYTES_MAX = 256 * 1024 * 1024
-PIECE_BYTES_MIN = 8 * 1024
+PIECE_BYTES_MIN = 4 * 1024
 PIECE_RECORD_BYTES = 256
 """What a small record is counted with: as JSON its members are as long as that."""
 

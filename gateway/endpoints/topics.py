@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
+from typing import Annotated
 
 import msgspec
 
@@ -15,6 +16,8 @@ from gateway.endpoints.exchange import Exchange
 from gateway.endpoints.operations import Answer, Body, Operation, Schema
 from gateway.endpoints.parameters import TOPIC, TOPIC_NAME, nullable
 from gateway.pipeline import Pipeline
+
+OFFSET_MAX = (1 << 63) - 1
 
 
 class NewTopic(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -62,6 +65,20 @@ class TopicDeleted(msgspec.Struct, frozen=True):
 
     deleted: str
     key_backups: list[KeyCopyAnswer]
+
+
+class RecordsGone(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which records of a partition are to be deleted: those below an offset, or all there are."""
+
+    partition: Annotated[int, msgspec.Meta(ge=0, le=OFFSET_MAX)]
+    before_offset: Annotated[int, msgspec.Meta(ge=0, le=OFFSET_MAX)] | None = None
+
+
+class LogStartAnswer(msgspec.Struct, frozen=True):
+    """Where the partition begins now."""
+
+    partition: int
+    log_start: int
 
 
 class TopicDescription(msgspec.Struct, frozen=True):
@@ -161,7 +178,25 @@ class TopicRoutes:
                 parameters=(TOPIC,),
                 refusals=unknown,
             ),
+            Operation(
+                "POST",
+                f"{one}/delete-records",
+                self.delete_records,
+                "delete_records",
+                "Delete the oldest records of a partition for good",
+                {200: Answer("Where the partition begins now", {json: LogStartAnswer})},
+                tag="topics",
+                parameters=(TOPIC,),
+                body=document_body(RecordsGone),
+                refusals=(*DOCUMENT_REFUSALS, *unknown, broker.UnknownPartition, broker.OffsetOutOfRange),
+            ),
         ]
+
+    async def delete_records(self, exchange: Exchange, name: str) -> None:
+        gone = await read_document(exchange, RecordsGone)
+        before = -1 if gone.before_offset is None else gone.before_offset
+        log_start = await self._pipeline.delete_records(exchange.session, name, gone.partition, before)
+        await answer_document(exchange, 200, LogStartAnswer(gone.partition, log_start))
 
     async def list(self, exchange: Exchange) -> None:
         topics = self._pipeline.list_topics(exchange.session)

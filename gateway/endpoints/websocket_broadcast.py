@@ -26,11 +26,23 @@ from gateway.endpoints.websocket_frames import Chunk, Frames, Losses, encode_chu
 from security.principal import Session
 
 if TYPE_CHECKING:
+    from gateway.endpoints.sse_live import LiveStream
     from gateway.endpoints.websocket_hub import Hub
     from gateway.endpoints.websocket_subscriber import Subscriber
 
+    Member: TypeAlias = Subscriber | LiveStream
+
 Interest: TypeAlias = Address | Filter
 """An address, whose key of None is here the whole topic; or a filter that is no such thing."""
+
+
+def plainest(wanted: Filter) -> Interest:
+    """The interest that says the same with the least: equal ones share a broadcast."""
+    if wanted.open and wanted.topic is not None:
+        return Address(wanted.topic, None)
+    if wanted.exact is not None and wanted.exact[1] is not None and not wanted.headers and wanted.key_prefix is None:
+        return Address(*wanted.exact)
+    return wanted
 
 
 class Group:
@@ -43,7 +55,7 @@ class Group:
         self.frames = frames
         self.session = session
         self.sub = sub
-        self.members: dict[Subscriber, None] = {}
+        self.members: dict[Member, None] = {}
 
 
 class Broadcast:
@@ -57,7 +69,7 @@ class Broadcast:
         self._groups: dict[tuple[object, ...], Group] = {}
         self._task = asyncio.create_task(self._run(), name="broadcast")
 
-    def join(self, member: Subscriber) -> None:
+    def join(self, member: Member) -> None:
         """`member.cursor` must not be below ours."""
         assert member.group is None
         assert member.cursor >= self.cursor
@@ -70,7 +82,7 @@ class Broadcast:
         group.members[member] = None
         member.group, member.broadcast = group, self
 
-    def leave(self, member: Subscriber) -> None:
+    def leave(self, member: Member) -> None:
         """From here on the member goes on by itself, from its own cursor."""
         group = member.group
         assert group is not None
@@ -83,7 +95,12 @@ class Broadcast:
                 self._hub.forget(self._interest)
                 self._task.cancel()
 
-    def position_of(self, member: Subscriber) -> Cursor:
+    async def ended(self) -> None:
+        """Returns at once while it has members, else when it has stopped reading."""
+        if not self._groups:
+            await asyncio.wait([self._task])
+
+    def position_of(self, member: Member) -> Cursor:
         return self.cursor if member.floor is None else max(member.floor, self.cursor)
 
     async def _run(self) -> None:
@@ -154,7 +171,7 @@ class Broadcast:
             written += 1
         return written
 
-    def _above_floor(self, member: Subscriber, shared: list[bytes], delivered: Sequence[Delivered]) -> list[bytes]:
+    def _above_floor(self, member: Member, shared: list[bytes], delivered: Sequence[Delivered]) -> list[bytes]:
         """A member's first batches after joining: what it has read already is left out."""
         floor = member.floor
         assert floor is not None

@@ -45,7 +45,7 @@ class Losses(msgspec.Struct, frozen=True, gc=False):
         return bool(self.damage or self.gaps)
 
     def topics(self) -> set[str]:
-        return {lost.topic for lost in (*self.damage, *self.gaps)}
+        return {lost.topic for lost in self.damage} | {gap.topic for gap in self.gaps}
 
 
 class Encoder(Protocol):
@@ -87,7 +87,7 @@ class Frames:
         return self.message("ready", **members)
 
     def ack(self, ref: bytes, receipts: Sequence[Receipt]) -> bytes:
-        return self.message("ack", ref=_raw(ref), records=receipts)
+        return self.message("ack", ref=_raw(ref), records=receipts if isinstance(receipts, list) else list(receipts))
 
     def subscribed(self, sub: bytes, cursor: Cursor, *, ref: bytes = b"", **more: Any) -> bytes:
         return self.message("subscribed", sub=_raw(sub), cursor=str(cursor), ref=_raw(ref), **more)

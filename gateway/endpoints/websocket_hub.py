@@ -21,6 +21,7 @@ from security.policy.quotas import Quota
 from security.principal import Session
 
 if TYPE_CHECKING:
+    from gateway.endpoints.sse_live import LiveStream
     from gateway.endpoints.websocket import WebSocketProtocol
     from gateway.endpoints.websocket_subscriber import Subscriber
 
@@ -104,12 +105,12 @@ class Hub:
         decision = pipeline.policy.decide(session.principal, Action.READ, topic, pipeline.clock.now_ms())
         return decision.form is Decision.ALL
 
-    def reached(self, member: Subscriber, *, caught_up: bool) -> bool:
+    def reached(self, member: Subscriber | LiveStream, *, caught_up: bool) -> bool:
         """Whether the subscriber stands where its address is broadcast; `caught_up` says that it has just seen the live end."""
         broadcast = self._broadcasts.get(member.interest)
         return caught_up if broadcast is None else member.cursor >= broadcast.cursor
 
-    def join(self, member: Subscriber) -> None:
+    def join(self, member: Subscriber | LiveStream) -> None:
         """For a subscriber that has reached and may share; the first one begins the broadcast, at its own cursor."""
         interest = member.interest
         broadcast = self._broadcasts.get(interest)

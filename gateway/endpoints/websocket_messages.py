@@ -29,15 +29,17 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 import msgspec
 
+from broker.columns import COLUMN_RECORDS_MAX, Columns, SharedHeaders
 from broker.delivery.filter import Filter
 from broker.delivery.position import AtOffset, AtTime, Cursor, Position
 from broker.topics.addresses import Address, parse_address
 from gateway.endpoints.records_json import NO_HEADERS, RecordMembers, to_incoming
 from gateway.endpoints.timestamps import parse_timestamp_ms
 from gateway.errors import BodyMalformed, ParameterInvalid
-from gateway.pipeline import Incoming
+from gateway.pipeline import Incoming, Publication
 
 _NONE = msgspec.Raw()
+_NO_SHARED_HEADERS = SharedHeaders(())
 
 
 class Operation(msgspec.Struct, tag_field="op", forbid_unknown_fields=True, gc=False):
@@ -351,10 +353,13 @@ def _bound_ref(operation: AnyOperation | Refused, ref_bytes_max: int) -> AnyOper
 # From operations to what the pipeline takes
 
 
-def incoming_of(operation: AnyPublish) -> tuple[str, list[Incoming]]:
+def incoming_of(operation: AnyPublish) -> tuple[str, Publication]:
     """Topic and records of a publish; the operation's key is that of the records which have none. GatewayError."""
     address = address_of(operation)
     if isinstance(operation, PackedPublish):
+        columns = _columns(operation.records, address.key)
+        if columns is not None:
+            return address.topic, columns
         records = [_unpacked(record) for record in operation.records]
     elif operation.records is None:
         records = to_incoming((operation,))
@@ -367,6 +372,22 @@ def incoming_of(operation: AnyPublish) -> tuple[str, list[Incoming]]:
             if record.key is None:
                 record.key = address.key
     return address.topic, records
+
+
+def _columns(records: Sequence[PackedRecord], key: bytes | None) -> Columns | None:
+    """Records that have nothing but a key and a value, in the form that is cheapest to store; None where one has more."""
+    if not 0 < len(records) <= COLUMN_RECORDS_MAX:
+        return None
+    keys, values = [], []
+    for record in records:
+        value = record.value
+        if value is None or record.headers or record.id or record.timestamp is not None:
+            return None
+        if record.partition is not None or record.ttl_ms is not None:
+            return None
+        keys.append(key if record.key is None else record.key)
+        values.append(value)
+    return Columns(keys, values, _NO_SHARED_HEADERS)
 
 
 def _unpacked(record: PackedRecord) -> Incoming:

@@ -13,12 +13,12 @@ from typing import TypeAlias
 
 import msgspec
 
+from broker.columns import Columns
 from broker.delivery.consumer import Settled
 from broker.delivery.consumer_options import ConsumerOptions
 from broker.delivery.position import Position
 from broker.errors import BrokerError
-from broker.topics.addresses import Address
-from gateway.endpoints.websocket_broadcast import Interest
+from gateway.endpoints.websocket_broadcast import Interest, plainest
 from gateway.endpoints.websocket_consumer import ConsumerReader
 from gateway.endpoints.websocket_frames import Frames
 from gateway.endpoints.websocket_hub import PROTOCOL, Hub
@@ -120,7 +120,10 @@ class Operations:
         except GatewayError as error:
             self._publisher.refuse(ref, error)
             return
-        size = sum([len(record.value or b"") + len(record.key or b"") for record in records])
+        if isinstance(records, Columns):
+            size = records.size
+        else:
+            size = sum([len(record.value or b"") + len(record.key or b"") for record in records])
         self._publisher.publish(self.session, topic, records, durable=operation.acks == "durable", ref=ref, size=size)
 
     def subscribe(self, operation: AnySubscribe) -> None:
@@ -302,15 +305,9 @@ class Operations:
 
 
 def _interest_of(operation: AnySubscribe) -> Interest:
-    """The plainest one that says the same: equal interests share a broadcast."""
     if operation.filter is None:
         return address_of(operation)
-    wanted = filter_of(operation)
-    if wanted.open and wanted.topic is not None:
-        return Address(wanted.topic, None)
-    if wanted.exact is not None and wanted.exact[1] is not None and not wanted.headers and wanted.key_prefix is None:
-        return Address(*wanted.exact)
-    return wanted
+    return plainest(filter_of(operation))
 
 
 def _no_consumer(name: str) -> ParameterInvalid:

@@ -172,7 +172,8 @@ class Output:
             self._transport.write(b"".join(frames))
         else:
             self._transport.writelines(frames)
-        if self._paused or self._below is not None or self.waiting_bytes:
+        below = self._below
+        if self._paused or self.waiting_bytes or (below is not None and below.get_write_buffer_size()):
             self.look()
         elif not self.writable:
             self._set_writable()

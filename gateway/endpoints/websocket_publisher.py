@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from broker.delivery.consumer import Settled
-from gateway.pipeline import Incoming, Pipeline, Receipt
+from gateway.pipeline import Pipeline, Publication, Receipt
 from security.principal import Session
 
 Outcome = Sequence[Receipt] | Settled | BaseException
@@ -52,7 +52,7 @@ class Publisher:
         self._alone: UnderWay | None = None
         self._settled: asyncio.Future[None] | None = None
 
-    def publish(self, session: Session, topic: str, records: Sequence[Incoming], *, durable: bool, ref: bytes, size: int) -> None:
+    def publish(self, session: Session, topic: str, records: Publication, *, durable: bool, ref: bytes, size: int) -> None:
         """The caller has looked at `full`."""
         assert not self.full
         operation = self._add(UnderWay(ref, size, time.perf_counter()))

@@ -49,9 +49,7 @@ class KeyStore:
     and shredding take the lock, so that a key being destroyed cannot come back into the cache.
     """
 
-    def __init__(
-        self, blob: Blob, kms: KeyManagement, random: Callable[[int], bytes], backups: KeyBackups | None = None
-    ) -> None:
+    def __init__(self, blob: Blob, kms: KeyManagement, random: Callable[[int], bytes], backups: KeyBackups | None = None) -> None:
         self._blob = blob
         self._backups = backups
         self._kms = kms

@@ -518,3 +518,14 @@ def test_headers_that_change_between_records_are_not_mixed_up() -> None:
     drafts = [(1, b"k", b"v", ((b"sprawl-message-id", ids[number]), *tail)) for number, tail in enumerate(tails)]
     read = [headers for *_, headers in walk_raw(build(drafts))]
     assert read == [((b"sprawl-message-id", ids[number]), *tail) for number, tail in enumerate(tails)]
+
+
+def test_cutting_keeps_a_base_timestamp_that_readers_take() -> None:
+    """Found by fuzzing: a delta that leads beyond the range of base timestamps made a batch that nobody could read."""
+    limit = codec.TIMESTAMP_MS_MAX
+    drafts = [(limit, b"forbidden", b"x", ()), (2 * limit - 1, b"allowed", b"y", ())]
+    batch = build(drafts)
+    left = cut(batch, lambda key: key == b"allowed")
+    assert left is not None
+    verify(left)
+    assert [(record.key, record.timestamp_ms) for record in walk(left)] == [(b"allowed", 2 * limit - 1)]

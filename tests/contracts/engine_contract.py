@@ -62,6 +62,11 @@ async def read_partition(engine: Engine, topic: str, partition: int = 0, bytes_m
     return found
 
 
+async def read_partition_from(engine: Engine, topic: str, offset: int) -> list[Stored]:
+    """One page from an offset on."""
+    return (await engine.fetch(topic, 0, offset, bytes_max=PLENTY)).batches
+
+
 async def follow(
     engine: Engine,
     topic: str,
@@ -319,6 +324,49 @@ class EngineContract:
         async with asyncio.timeout(30):
             fetched = await orders.fetch("orders", 0, 0, bytes_max=PLENTY, wait_max_ms=LONG_MS)
         assert values_of(fetched.batches) == [b"a"]
+
+    async def test_what_is_submitted_comes_before_what_is_appended_later(self, orders: Engine) -> None:
+        answers, durable = orders.submit([one("orders", b"a"), one("readings", b"b")])
+        (later,) = await orders.append([one("orders", b"c")])
+        assert durable is not None
+        await durable
+        assert [(appended.topic, appended.base_offset) for appended in (*answers, later)] == [
+            ("orders", 0),
+            ("readings", 0),
+            ("orders", 1),
+        ]
+        assert values_of(await read_partition(orders, "orders")) == [b"a", b"c"]
+
+    async def test_what_is_submitted_is_visible_when_it_is_durable_and_not_before(self, orders: Engine) -> None:
+        _, durable = orders.submit([one("orders", b"a")])
+        assert [offsets.high_watermark for offsets in orders.offsets("orders")] == [0] * len(orders.offsets("orders"))
+        assert durable is not None
+        await durable
+        assert values_of(await read_partition(orders, "orders")) == [b"a"]
+        assert orders.submit([one("orders", b"b")], durable=False)[1] is None
+
+    async def test_a_refused_submission_is_refused_at_once(self, orders: Engine) -> None:
+        with pytest.raises(UnknownTopic):
+            orders.submit([one("orders", b"a"), one("nowhere", b"x")])
+        (appended,) = await orders.append([one("orders", b"b")])
+        assert appended.base_offset == 0
+
+    async def test_changes_may_say_where_the_records_landed(self, orders: Engine) -> None:
+        def changes(landed: Sequence[Appended]) -> list[StateChange]:
+            return [position(b"at", b"%d" % landed[0].base_offset)]
+
+        for expected in (b"0", b"1"):
+            await orders.append([one("orders", b"x")], changes=changes)
+            assert orders.state(StateSpace.POSITION, b"at") == expected
+
+    async def test_changes_that_fail_append_nothing(self, orders: Engine) -> None:
+        def changes(_landed: Sequence[Appended]) -> list[StateChange]:
+            raise LookupError("no place for it")
+
+        with pytest.raises(LookupError, match="no place"):
+            await orders.append([one("orders", b"x")], changes=changes)
+        (appended,) = await orders.append([one("orders", b"y")])
+        assert appended.base_offset == 0
 
     async def test_largest_batch_is_the_topics_config(self, engine: Engine) -> None:
         batch = batch_of(b"x" * 1000)
@@ -997,6 +1045,15 @@ class EngineContract:
             assert [o.log_start for o in opened.offsets("short") + opened.offsets("long")] == [1, 0]
             assert values_of(await follow(opened, "short")) == [b"young"]
         assert appended.base_offset == 1
+
+    async def test_old_records_expire_though_young_ones_share_their_file(self, engine: Engine) -> None:
+        await engine.create_topic("short", 1, {"retention.ms": "86400000"})
+        for n in range(4):
+            await engine.append([one("short", b"old %d" % n, at_ms=NOON_MS + n)])
+        await engine.append([one("short", b"young", at_ms=int(time.time() * 1000))])
+        assert [await engine.apply_retention() for _ in range(2)] == [1, 0]
+        assert values_of(await read_partition_from(engine, "short", 4)) == [b"young"]
+        assert engine.offsets("short")[0].log_start == 4
 
     async def test_a_record_that_is_young_keeps_what_follows_it(self, engine: Engine) -> None:
         await engine.create_topic("short", 1, {"retention.ms": "86400000"})

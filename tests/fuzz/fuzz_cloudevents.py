@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 
 from broker.record import Record
-from gateway.endpoints.cloudevents import from_batch, from_binary, from_structured, to_structured
+from gateway.endpoints.cloudevents_in import from_batch, from_binary, from_structured
+from gateway.endpoints.cloudevents_out import to_structured
 from gateway.errors import BodyTooLarge, RequestInvalid
 from gateway.pipeline import Incoming
 

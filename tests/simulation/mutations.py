@@ -15,18 +15,23 @@ from unittest.mock import patch
 from cryptography.hazmat.primitives.ciphers import Cipher as Primitive
 from cryptography.hazmat.primitives.ciphers import algorithms, modes
 
+from broker.engine.embedded import EmbeddedEngine
 from broker.log import merge, reader
 from broker.log.commit import Committer
 from broker.log.files import LogFile
 from broker.log.journal import Group
+from broker.log.log_start import parse_log_start
 from broker.log.merge import Merge
 from broker.log.recovery import Recovery
+from broker.log.reserve import DiskSpace
+from broker.log.retention import RetentionClock
 from broker.log.sealing import LogKeys
+from broker.log.state import Entry, Kind
 from broker.seams import Buffer
 from security.crypto.envelope import TAG_BYTES, Cipher
 from security.crypto.keyring import Epoch
 
-FLUSH_LATER_SECONDS = 0.05
+FLUSH_LATER_SECONDS = 0.5
 Staged = tuple[list[tuple[bytes, bytes]], list[bytes]] | None
 
 
@@ -175,6 +180,36 @@ def nonce_reused() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def jumped_clock_believed() -> Iterator[None]:
+    """Retention by age takes every word of the wall clock."""
+    with patch.object(RetentionClock, "now_ms", lambda self: self._clock.now_ms()):
+        yield
+
+
+@contextmanager
+def reserve_kept() -> Iterator[None]:
+    """The reserve stays where it is when the disk is full."""
+    with patch.object(DiskSpace, "_give_back", lambda self: None):
+        yield
+
+
+@contextmanager
+def log_start_moved_first() -> Iterator[None]:
+    """Records are let go before that is durable."""
+    commit = EmbeddedEngine._commit_entries
+
+    async def hasty(self: EmbeddedEngine, entries: list[Entry], *, flush_view: bool) -> None:
+        for topic_id, partition, start in (
+            parse_log_start(e) for e in entries if e.kind == Kind.LOG_START and e.value is not None
+        ):
+            self._store.partition(topic_id, partition).begin_at(start)
+        await commit(self, entries, flush_view=flush_view)
+
+    with patch.object(EmbeddedEngine, "_commit_entries", hasty):
+        yield
+
+
 MUTATIONS: dict[str, tuple[str, Callable[[], AbstractContextManager[None]]]] = {
     "acknowledged before sync": ("power", acknowledged_before_sync),
     "visible before sync": ("power", visible_before_sync),
@@ -185,4 +220,7 @@ MUTATIONS: dict[str, tuple[str, Callable[[], AbstractContextManager[None]]]] = {
     "tag check off": ("media", tag_check_off),
     "chain check off": ("media", chain_check_off),
     "nonce reused": ("power", nonce_reused),
+    "jumped clock believed": ("power", jumped_clock_believed),
+    "reserve kept": ("errors", reserve_kept),
+    "log start moved before it is durable": ("power", log_start_moved_first),
 }

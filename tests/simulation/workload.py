@@ -392,6 +392,8 @@ class Workload:
             if offset > fetched.high_watermark:
                 self._ledger.broken(f"{topic.name}/{partition}: read to {offset}, beyond {fetched.high_watermark}")
             offset = max(offset, fetched.next_offset)
+            if (start := self._log_start(topic, partition)) != EVERYTHING:
+                self._ledger.began(topic, partition, start)
             await self._pause(self._random.choice((0.0, 0.5, 3.0)))
 
     async def _look_up(self) -> None:

@@ -43,7 +43,9 @@ function said(schema, whole, depth = 0) {
     return schema.additionalProperties ? `{name: ${said(schema.additionalProperties, whole, depth + 1)}}` : "object";
   }
   const bounds = [];
-  if (schema.minimum !== undefined || schema.maximum !== undefined) bounds.push(`${schema.minimum ?? "…"} to ${schema.maximum ?? "…"}`);
+  // Beyond 2^53 this language's numbers are not the document's.
+  const maximum = schema.maximum > Number.MAX_SAFE_INTEGER ? undefined : schema.maximum;
+  if (schema.minimum !== undefined || maximum !== undefined) bounds.push(`${schema.minimum ?? "…"} to ${maximum ?? "…"}`);
   if (schema.contentEncoding) bounds.push(schema.contentEncoding);
   return [schema.type || "text", ...bounds].join(", ");
 }
@@ -114,7 +116,9 @@ function answers(operation, whole) {
 
 function tryOut(method, path, operation) {
   const form = make("form", { class: "try" });
-  const fields = parameters(operation).map((one) => {
+  // One field for a name, though several forms of a parameter may share it.
+  const named = [...new Map(parameters(operation).map((one) => [`${one.in} ${one.name}`, one])).values()];
+  const fields = named.map((one) => {
     const input = make("input", { name: one.name, autocomplete: "off", spellcheck: "false" });
     form.append(make("label", {}, `${one.name}${one.required ? " *" : ""} (${one.in})`, input));
     return { ...one, input };

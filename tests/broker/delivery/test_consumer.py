@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from broker.delivery.consumer_errors import ConsumerDeleted, ConsumerInvalid, ConsumerTakenOver
-from broker.delivery.ledger import Counts
+from broker.delivery.ledger import REST_MS_MAX, Counts
+from broker.delivery.standing import state_key
 from broker.engine.base import StateChange
 from broker.engine.embedded import EmbeddedEngine
 from broker.errors import AppendUnknown, Overloaded, UnknownTopic
-from tests.broker.delivery.conftest import MakePost, Post, drain, numbers, settled_down, tags, take
+from tests.broker.delivery.conftest import OWNER, MakePost, Post, drain, numbers, settled_down, tags, take
 
 TIMEOUT_MS = 30_000
 
@@ -98,6 +99,32 @@ class TestDelivery:
         found = await take(consumer)
         assert [(number, one.attempt) for number, one in zip(numbers(found), found, strict=True)] == [(0, 2), (1, 1)]
 
+    async def test_records_held_back_at_the_bound_do_not_keep_it_busy(self, post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Read, refused by the cut, and then there is no room for them: it waits for an acknowledgement, and does not spin."""
+        await post.put(4, batch=True)
+        consumer = await post.open(in_flight_max=4)
+
+        def refuse(read: list[Any]) -> list[Any]:
+            raise PermissionError
+
+        with pytest.raises(PermissionError):
+            await consumer.next(bytes_max=1 << 20, records_max=10, wait_max_ms=0, cut=refuse)
+        post.consumers._ledgers[state_key(OWNER, "billing")]._room = 1
+        (first,) = await take(consumer)
+        looked: list[int] = []
+        gather = type(consumer)._gather
+
+        async def counted(self: Any, *bounds: Any) -> Any:
+            looked.append(1)
+            return await gather(self, *bounds)
+
+        monkeypatch.setattr(type(consumer), "_gather", counted)
+        waiting = asyncio.create_task(consumer.next(bytes_max=1 << 20, records_max=10, wait_max_ms=60_000))
+        await settled_down()
+        assert len(looked) == 1
+        await consumer.ack([first.tag])
+        assert numbers(await waiting) == [1]
+
     async def test_expired_and_deleted_records_are_not_delivered_again(self, post: Post) -> None:
         await post.put(ttl_ms=5_000)
         await post.put()
@@ -107,6 +134,19 @@ class TestDelivery:
         post.clock.pass_ms(6_000)
         assert numbers(await take(consumer)) == [1]
         assert post.consumers.counts.lost == 1
+
+    async def test_what_retention_took_is_told_and_not_waited_for(self, post: Post) -> None:
+        await post.broker.create_topic("orders", 1)
+        await post.put(6)
+        consumer = await post.open(in_flight_max=2)
+        found = await drain(consumer, bytes_max=1)  # nothing is read ahead
+        await consumer.nack(tags(found), delay_ms=0)
+        await post.broker.delete_records("orders", 0, 5)
+        assert numbers(await drain(consumer)) == [5]
+        assert post.consumers.counts.lost == 2
+        (gap,) = consumer.take_gaps()
+        assert (gap.topic, gap.partition, gap.to_offset) == ("orders", 0, 5)
+        assert consumer.take_gaps() == []
 
     async def test_a_topic_that_is_deleted_meanwhile(self, post: Post) -> None:
         await post.put(2)
@@ -185,6 +225,29 @@ class TestAcknowledgement:
         appended = count_appends(post, monkeypatch)
         await asyncio.gather(*(consumer.ack([one.tag]) for one in found))
         assert 1 <= len(appended) <= 3
+
+    async def test_whoever_acknowledges_one_by_one_has_large_states_written_at_a_bounded_rate(
+        self, post: Post, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        await post.put(3)
+        consumer = await post.open()
+        one, two, three = await take(consumer)
+        slept: list[float] = []
+        sleep = asyncio.sleep
+
+        async def noted(seconds: float, *rest: Any) -> Any:
+            slept.append(seconds)
+            return await sleep(0, *rest)
+
+        monkeypatch.setattr("broker.delivery.ledger.STATE_BYTES_PER_S", 10_000)  # the state of two is some 100 bytes
+        await consumer.ack([one.tag])
+        monkeypatch.setattr("broker.delivery.ledger.asyncio.sleep", noted)
+        await consumer.ack([two.tag])
+        assert len(slept) == 1
+        assert 0 < slept[0] <= REST_MS_MAX / 1_000
+        post.clock.pass_ms(1_000)
+        await consumer.ack([three.tag])
+        assert len(slept) == 1
 
     async def test_a_write_that_fails_confirms_nothing_and_may_be_repeated(
         self, post: Post, monkeypatch: pytest.MonkeyPatch

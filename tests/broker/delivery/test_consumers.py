@@ -171,6 +171,24 @@ async def test_a_state_that_cannot_be_read_is_named_and_stops_no_other(post: Pos
     await post.open(name="good")
 
 
+@pytest.mark.parametrize("turns", range(0, 12))
+async def test_a_caller_that_goes_away_leaves_nothing_half_made(turns: int, post: Post) -> None:
+    await post.put(2)
+    going = asyncio.create_task(post.open())
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    going.cancel()
+    await asyncio.gather(going, return_exceptions=True)
+    if not going.cancelled():
+        going.result().close()
+    await settled_down()
+    assert post.consumers._live == {}
+    assert post.consumers._ledgers == {}
+    in_the_log = [key for key, _ in post.engine.states(StateSpace.POSITION)]
+    assert len(await post.consumers.infos(None, 10)) == len(in_the_log)
+    assert numbers(await take(await post.open())) == [0, 1]
+
+
 async def test_nothing_of_idle_consumers_is_kept(post: Post) -> None:
     await post.put(5)
     for number in range(20):

@@ -304,9 +304,9 @@ async def test_closing_ends_the_wait(open_engine: Any) -> None:
     await engine.start()
     log = Log(engine)
     await log.put("orders")
-    reader = log.reader(NAMES["all"], Cursor(engine.next_sequence()))
-    other = await log.broker.subscribe("orders", None, "latest")
-    waiting = [asyncio.create_task(one.next(bytes_max=9, records_max=9, wait_max_ms=30_000)) for one in (reader, other)]
+    end = Cursor(engine.next_sequence())
+    readers = [log.reader(NAMES["all"], end), log.alone(NAMES["all"], end), log.reader(NAMES["none"], end)]
+    waiting = [asyncio.create_task(one.next(bytes_max=9, records_max=9, wait_max_ms=30_000)) for one in readers]
     await asyncio.sleep(0.01)
     await engine.close()
     for one in waiting:
@@ -386,20 +386,22 @@ async def test_those_far_behind_are_paced_and_those_at_the_live_end_are_not(open
     assert sum(slept) == pytest.approx(log.scans.stats().read_bytes / 100_000, rel=0.2)  # what was read live is owed too
 
 
-async def test_who_has_waited_long_is_served_before_those_who_go_on(open_log: OpenLog, monkeypatch: Any) -> None:
-    """Readers that go on side by side do not keep a lone one waiting for ever."""
-    log = open_log(readers_max=1, read_bytes=1, kept_bytes=0, waited_ms_max=0)
-    await log.fill(40)
+@pytest.mark.parametrize(("waited_ms_max", "served"), [(0, 1), (60_000, 21)])
+async def test_who_has_waited_long_is_served_before_those_who_go_on(open_log: OpenLog, waited_ms_max: int, served: int) -> None:
+    """A lane that finds somebody further on goes there, but not for ever: the lone one came second."""
+    log = open_log(readers_max=1, read_bytes=1, kept_bytes=0, waited_ms_max=waited_ms_max)
+    await log.put("payments")
+    for _ in range(25):
+        await log.put("orders")
     order: list[str] = []
 
-    async def read(name: str, topics: str, begin: int, pages: int) -> None:
-        reader = log.reader(NAMES[topics], Cursor(begin))
-        for _ in range(pages):
-            await reader.next(bytes_max=1, records_max=1, wait_max_ms=0)
-            order.append(name)
+    async def read(name: str, topics: str, begin: int) -> None:
+        await log.reader(NAMES[topics], Cursor(begin)).next(bytes_max=1, records_max=1, wait_max_ms=0)
+        order.append(name)
 
-    await asyncio.gather(read("many", "all", 0, 10), read("other", "not secrets", 0, 10), read("lone", "orders", 30, 1))
-    assert order.index("lone") < 9
+    places_of_many = [read("many", "all", begin) for begin in range(2, 22)]
+    await asyncio.gather(read("first", "all", 1), read("lone", "orders", 20), *places_of_many)
+    assert order.index("lone") == served
 
 
 # Damage and gaps

@@ -341,6 +341,7 @@ async def test_without_a_sync_the_view_hears_nothing(start: Start, monkeypatch: 
         write(self, puts, deletes)
 
     engine = await start(durability="os")
+    await append(engine)  # the topic's key is made durable before anything is acknowledged under it
     monkeypatch.setattr(RocksStore, "write", listen)
     await engine.append([], changes=[position(b"a")])
     await engine.append([Append("orders", 0, one_record(b"v"), [b"k"])], changes=[position(b"b")])
@@ -353,6 +354,7 @@ async def test_without_a_sync_the_view_hears_nothing(start: Start, monkeypatch: 
 
 async def test_a_late_sync_that_fails_changes_the_file(start: Start, failing_sync: Trouble) -> None:
     engine = await start(durability="os")
+    await append(engine, b"synced, with its new key")
     await append(engine, b"kept by the system")
     failing_sync.left = 1
     with pytest.raises(OSError, match="Input/output"):
@@ -360,6 +362,23 @@ async def test_a_late_sync_that_fails_changes_the_file(start: Start, failing_syn
     with pytest.raises(AppendUnknown):
         await append(engine)
     await until_mended(engine)
-    assert await append(engine, b"after") == 1
+    assert await append(engine, b"after") == 2
     assert [file.entry.state for file in engine._store.files.values()].count(FileState.CLOSED) == 1
-    assert await count(await start(durability="os")) == 2
+    assert await count(await start(durability="os")) == 3
+
+
+async def test_a_new_key_stands_in_the_view_too_before_it_is_used(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flushed once for each key: without it everything sealed under it is lost, and a journal is one copy."""
+    flushed: list[int] = []
+    flush = RocksStore.flush
+
+    def listen(self: RocksStore) -> None:
+        flushed.append(1)
+        flush(self)
+
+    engine = await start()
+    await engine.create_topic("readings", 1, {})
+    monkeypatch.setattr(RocksStore, "flush", listen)
+    for topic, flushes in (("orders", 1), ("orders", 1), ("readings", 2), ("readings", 2), ("orders", 2)):
+        await append(engine, topic=topic)
+        assert len(flushed) == flushes

@@ -90,6 +90,15 @@ async def test_who_jumps_about_has_nothing_read_ahead(engine: EmbeddedEngine) ->
     assert not engine._lookup._pages._pages
 
 
+async def test_followers_at_the_live_end_leave_no_trace(engine: EmbeddedEngine) -> None:
+    sequence = engine.next_sequence()
+    for _ in range(3):
+        await engine.append([Append("orders", 0, one_record(b"new"), [b"k"])])
+        sequence = (await engine.tail("orders", sequence, bytes_max=PAGE_BYTES)).next_sequence
+    assert sequence == engine.next_sequence()
+    assert not engine._lookup._rows._places
+
+
 async def test_records_let_go_meanwhile_are_not_given_out(engine: EmbeddedEngine) -> None:
     sequence = 0
     for _ in range(3):

@@ -5,9 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from broker.log.footer import DamagedRange
 from broker.log.index import Place
-from broker.log.reader import READ_BYTES_MAX, READ_HOLE_BYTES_MAX, ReadBack, Wanted, read_batches
+from broker.log.reader import (
+    PART_BATCH_BYTES_MIN,
+    PART_BYTES_MIN,
+    READ_BYTES_MAX,
+    READ_HOLE_BYTES_MAX,
+    ReadBack,
+    Wanted,
+    chained,
+    open_batches,
+    parts,
+    read_batches,
+)
 from broker.machine import MachineDisk, MachineFile
 from security.crypto.keystore import KeyStore
 from security.errors import KeyShredded
@@ -187,3 +201,47 @@ def test_a_shredded_topic_is_not_damage(written: Written) -> None:
 def test_nothing_wanted_nothing_read(written: Written) -> None:
     assert written.read() == ReadBack([], [])
     assert written.file.reads == []
+
+
+# -- in parts -------------------------------------------------------------------------------------------------------------
+
+
+def sized(*sizes: int) -> list[Wanted]:
+    places = [Place(0, n, n + 1, 0, size, n, 0, 0, b"") for n, size in enumerate(sizes)]
+    return [Wanted(None, place, ORDERS, 0) for place in places]  # type: ignore[arg-type]
+
+
+@given(st.lists(st.integers(PART_BATCH_BYTES_MIN, 2 * PART_BYTES_MIN), min_size=1, max_size=40), st.integers(1, 5))
+def test_parts_are_all_of_it_in_order_and_at_most_so_many(sizes: list[int], count: int) -> None:
+    wanted = sized(*sizes)
+    cut = parts(wanted, count)
+    assert [want for part in cut for want in part] == wanted
+    assert 1 <= len(cut) <= count
+    assert all(cut)
+    if len(cut) > 1:
+        even = sum(sizes) / len(cut)
+        assert all(sum(want.place.size for want in part) <= even + max(sizes) for part in cut)
+
+
+def test_small_reads_and_small_batches_are_one_part() -> None:
+    assert len(parts(sized(*[PART_BATCH_BYTES_MIN] * 4), 2)) == 1
+    assert len(parts(sized(*[PART_BATCH_BYTES_MIN - 1] * 1_000), 2)) == 1
+    assert len(parts(sized(PART_BYTES_MIN, PART_BYTES_MIN), 2)) == 2
+    assert len(parts(sized(PART_BYTES_MIN, PART_BYTES_MIN), 1)) == 1
+
+
+def test_parts_put_together_are_the_whole_read(written: Written) -> None:
+    wanted = written.wanted(*range(8))
+    opened = open_batches(written.journal.keys, wanted[:3]) + open_batches(written.journal.keys, wanted[3:])
+    assert chained(wanted, opened) == written.read(*range(8))
+
+
+def test_a_chain_that_breaks_between_two_parts_is_seen(written: Written) -> None:
+    wanted = written.wanted(0, 2, 4, 6)
+    opened = open_batches(written.journal.keys, wanted[:2]) + open_batches(written.journal.keys, wanted[2:])
+    second = opened[2]
+    assert not isinstance(second, DamagedRange)
+    opened[2] = second._replace(header=second.header._replace(previous_tag=b"?" * 16))
+    found = chained(wanted, opened)
+    assert [stored.base_offset for stored in found.stored] == [0, 2, 3]
+    assert [(lost.start, lost.end) for _, lost in found.damage] == [(1, 2)]

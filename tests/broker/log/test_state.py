@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 
+import msgspec
 import pytest
 
 from broker.errors import FormatUnsupported, StorageDamaged
@@ -17,6 +19,7 @@ from broker.log.state import (
     StateView,
     decode_entries,
     encode_entries,
+    encode_snapshot,
     log_start_key,
     open_snapshot,
     parse_wrapped_key,
@@ -147,3 +150,23 @@ def test_a_newer_snapshot_is_refused_by_name(keys: LogKeys) -> None:
     data = seal_small_file(keys, b"SPZ1", SNAPSHOT_PURPOSE, 12, b"\x92\x02\xa3new")
     with pytest.raises(FormatUnsupported, match=r"state/1\.snapshot has format version 2"):
         open_snapshot(keys, "state/1.snapshot", data)
+
+
+@pytest.mark.parametrize("count", [0, 1, 15, 16, 999, 1_000, 1_001, 1_016, 65_535, 65_536])
+def test_a_snapshot_made_in_pieces_is_the_same(count: int) -> None:
+    entries = [Entry(Kind.LOG_START, b"%d" % number, b"v") for number in range(count)]
+    assert encode_snapshot(1 << 40, entries) == msgspec.msgpack.encode(Snapshot(1, 1 << 40, entries))
+
+
+async def test_entries_are_collected_while_they_change() -> None:
+    """Replaying what changed meanwhile gives the same, whatever of it was met."""
+    table, replayed = StateTable(), StateTable()
+    table.apply([Entry(10, b"%d" % number, b"old") for number in range(5_000)])
+    changes = [Entry(10, b"%d" % number, None if number % 3 else b"new") for number in range(0, 6_000, 7)]
+    collecting = asyncio.ensure_future(table.collect())
+    for change in changes:
+        await asyncio.sleep(0)
+        table.apply([change])
+    replayed.apply(await collecting)
+    replayed.apply(changes)
+    assert sorted(replayed.items(10)) == sorted(table.items(10))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.services.node_process import NodeProcess
 
 pytestmark = pytest.mark.services
 
@@ -89,3 +92,41 @@ def test_refusals(node: Any, topic: str) -> None:
 )  # fmt: skip
 def test_usage_errors_are_2(node: Any, arguments: tuple[str, ...]) -> None:
     assert node.call("consume", *arguments).exit_code == 2
+
+
+def test_it_comes_back_after_the_node_was_killed(tmp_path: Path) -> None:
+    """What it settled for sure is not shown again, and what it did not is: nothing is left out."""
+    home = tmp_path / "home"
+    with NodeProcess(home) as killed:
+        rows = "".join(f"{number}\n" for number in range(2_000)).encode()
+        arguments = [sys.executable, "-m", "gateway.cli.main"]
+        subprocess.run(
+            [*arguments, "publish", "rows", "-", "--home", str(home)], input=rows, check=True, capture_output=True, timeout=60
+        )
+        command = [
+            *arguments,
+            "consume",
+            "rows",
+            "--as",
+            "x",
+            "--from",
+            "beginning",
+            "--idle",
+            "8s",
+            "--json",
+            "--home",
+            str(home),
+        ]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as consumer:
+            assert consumer.stdout is not None
+            shown = [json.loads(consumer.stdout.readline()) for _ in range(150)]
+            killed.kill()
+            killed.start()
+            rest, remarks = consumer.communicate(timeout=60)
+        assert consumer.returncode == 0, remarks
+        assert "connected again" in remarks
+        shown += [json.loads(line) for line in rest.splitlines()]
+        numbers = [int(record["text"]) for record in shown]
+        assert set(numbers) == set(range(2_000))
+        assert len(numbers) - 2_000 <= 2 * 100  # no more than were open: sent ahead, or settled and not yet confirmed
+        assert killed.stop() == 0

@@ -22,6 +22,7 @@ from gateway.endpoints.compression import (
     compress,
     compressible,
 )
+from gateway.endpoints.exchange import THREAD_BYTES
 from gateway.errors import BodyMalformed, BodyTooLarge, ContentEncodingUnsupported
 
 RECORDS = "/v1/topics/orders/records"
@@ -225,6 +226,14 @@ class TestOut:
         assert json.loads(unpacked(coding, answer.body)) == plain.json
         assert plain.headers["vary"] == "accept-encoding"
         assert "content-encoding" not in plain.headers
+
+    async def test_a_page_that_takes_a_while(self, door: Any, coding: str) -> None:
+        """Beyond THREAD_BYTES it is not the loop that compresses."""
+        await door.publish("orders", ("k", "x" * (2 * THREAD_BYTES)))
+        answer = await door.get(RECORDS, headers={"accept-encoding": coding})
+        assert len(answer.body) < THREAD_BYTES // 10
+        assert len(json.loads(unpacked(coding, answer.body))["records"][0]["text"]) == 2 * THREAD_BYTES
+        assert door.app._bodies.held_bytes == 0
 
     async def test_small_answers_stay(self, door: Any, coding: str) -> None:
         answer = await door.get("/v1/topics", headers={"accept-encoding": coding})

@@ -195,6 +195,17 @@ class TestRefusals:
             answer = await door.call("POST", target, b"v", headers={"content-type": "text/plain"} | headers)
             assert (answer.status, answer.slug, answer.problem["name"]) == (400, "parameter-invalid", name)
 
+    async def test_no_body_at_all(self, door: Any) -> None:
+        """Forgotten, most likely; whoever means the empty value says what it is."""
+        answer = await door.call("POST", "/v1/records/orders/k", b"")
+        assert (answer.status, answer.slug) == (400, "body-malformed")
+        for headers in (
+            {"content-type": "text/plain"},
+            {"ce-specversion": "1.0", "ce-id": "1", "ce-source": "/", "ce-type": "t"},
+        ):
+            assert (await door.call("POST", "/v1/records/orders/k", b"", headers=headers)).status == 200
+            assert (await door.get("/v1/records/orders/k")).body == b""
+
     async def test_reserved_headers_of_raw_bodies(self, door: Any) -> None:
         answer = await door.call("POST", RECORDS, b"v", headers={"sprawl-header-sprawl-message-id": ID})
         assert (answer.status, answer.slug) == (400, "record-invalid")

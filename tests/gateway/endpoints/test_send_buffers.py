@@ -27,7 +27,7 @@ def test_a_piece_is_what_the_options_say_until_there_are_many():
     assert buffers.piece_bytes(READ) == 13_421
     buffers.connections = 1_000_000
     assert buffers.piece_bytes(READ) == PIECE_BYTES_MIN
-    assert buffers.piece_records(1_000) == 32
+    assert buffers.piece_records(1_000) == 16
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 400)), max_size=60))

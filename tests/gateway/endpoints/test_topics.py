@@ -114,3 +114,30 @@ async def test_roles(door: Any) -> None:
     assert [topic["name"] for topic in (await door.get(TOPICS, token=reader)).json["topics"]] == ["orders"]
     assert (await door.post(TOPICS, {"name": "new"}, token=reader)).status == 403
     assert (await door.call("DELETE", f"{TOPICS}/orders", token=door.token("creator"))).status == 403
+
+
+async def test_records_are_deleted_up_to_an_offset(door: Any) -> None:
+    await door.post(TOPICS, {"name": "orders", "partitions": 1})
+    await door.publish("orders", ("a", "1"), ("a", "2"), ("a", "3"))
+    path = f"{TOPICS}/orders/delete-records"
+    answer = await door.post(path, {"partition": 0, "before_offset": 2})
+    assert (answer.status, answer.json) == (200, {"partition": 0, "log_start": 2})
+    (part,) = (await door.get(f"{TOPICS}/orders")).json["partitions"]
+    assert (part["log_start"], part["high_watermark"]) == (2, 3)
+    assert (await door.post(path, {"partition": 0})).json == {"partition": 0, "log_start": 3}
+
+
+async def test_deletions_of_records_that_are_refused(door: Any) -> None:
+    await door.post(TOPICS, {"name": "orders", "partitions": 1})
+    rows = [
+        ("orders", {"partition": 1}, 404, "unknown-partition"),
+        ("orders", {"partition": 0, "before_offset": 1}, 416, "offset-out-of-range"),
+        ("orders", {"partition": 0, "before_offset": -1}, 400, "body-malformed"),
+        ("orders", {"before_offset": 0}, 400, "body-malformed"),
+        ("orders", {"partition": "0"}, 400, "body-malformed"),
+        ("orders", {"partition": 1 << 70}, 400, "body-malformed"),
+        ("nowhere", {"partition": 0}, 404, "unknown-topic"),
+    ]
+    for topic, document, status, slug in rows:
+        answer = await door.post(f"{TOPICS}/{topic}/delete-records", document)
+        assert (answer.status, answer.slug) == (status, slug), document

@@ -63,6 +63,17 @@ class TestDecoding:
         assert (second.key, second.value, second.timestamp_ms, second.message_id, second.partition) == (None, None, 5, ID, 3)
         assert list(second.headers) == [(b"h", b"\xfe"), (b"n", None)]
 
+    def test_records_of_key_and_value_alone_go_as_columns(self):
+        """The same records, whichever way they take."""
+        plain = [[b"a", b"1"], [None, b""], [b"", b"\xff"]]
+        (publish,) = decoded({"op": "publish", "address": "orders/k", "records": plain})
+        _, columns = incoming_of(publish)
+        assert columns.pairs() == [(b"a", b"1"), (b"k", b""), (b"", b"\xff")]
+        for more in ([b"b", None], [b"b", b"2", [["h", b""]]], [b"b", b"2", None, 7], [b"b", b"2", None, None, None, 0]):
+            (publish,) = decoded({"op": "publish", "address": "orders/k", "records": [*plain, more]})
+            _, records = incoming_of(publish)
+            assert [(record.key, record.value) for record in records[:3]] == columns.pairs()
+
     @pytest.mark.parametrize(
         "record",
         [
@@ -198,8 +209,8 @@ class TestDocument:
 
     def test_a_publish(self, examples):
         (publish,) = decoded(examples[0])
-        assert incoming_of(publish)[0] == "orders"
-        assert [(record.key, record.value) for record in incoming_of(publish)[1]] == [(b"eu/7", b"\x01\x02")]
+        topic, columns = incoming_of(publish)
+        assert (topic, columns.pairs()) == ("orders", [(b"eu/7", b"\x01\x02")])
         assert bytes(publish.ref) == b"\x07"
 
     def test_a_delivery(self, examples):

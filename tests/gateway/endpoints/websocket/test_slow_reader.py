@@ -65,6 +65,23 @@ async def test_many_subscriptions_of_a_slow_reader_share_its_bound(start_node):
 
 
 @pytest.mark.parametrize("tls", [False, True])
+async def test_what_waits_below_tls_is_on_the_account(start_node, tls):
+    """uvloop's TLS tells only what it has not encrypted; a whole write may wait in the TCP transport below it."""
+    node = await start_node(tls=tls, read_bytes_max=1_000_000, send_buffer_bytes_max=2_000_000, slow_reader_ms=60_000)
+    await node.publish("orders", 6_000, size=1000, batch=1_000)
+    client = await node.raw()
+    client.reader._transport.pause_reading()
+    client.send(masked(1, SUBSCRIBE))
+    await until(lambda: node.buffers.held_bytes > 500_000)
+    (connection,) = node.server._connections
+    below = connection._output._below
+    assert (below is not None) == tls
+    if below is not None:
+        assert below.get_write_buffer_size() > 0
+        assert node.buffers.held_bytes >= below.get_write_buffer_size()
+
+
+@pytest.mark.parametrize("tls", [False, True])
 async def test_many_slow_readers_stay_within_the_nodes_bound_and_lose_nothing(start_node, tls):
     """Twenty readers that read nothing, each of which might hold 1 MB, share 1 MB; who reads is served all the while."""
     bound = 1_000_000
