@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 NODE   := .sprawl
 
-.PHONY: setup setup-test setup-fuzz run demo test lint types format docs bench simulate fuzz campaign lock clean
+.PHONY: setup setup-test setup-fuzz setup-campaign run demo test lint types format docs bench simulate fuzz campaign lock clean
 
 setup: $(VENV)/.run
 setup-test: $(VENV)/.test
@@ -80,6 +80,10 @@ SECONDS_EACH ?= 600
 fuzz: setup-fuzz
 	$(BIN)/python -m tests.fuzz.campaign --seconds $(SECONDS_EACH)
 
+# What the slow tests need beside Python: a browser.
+setup-campaign: setup-fuzz
+	@test -x /usr/bin/chromium || apt-get install --yes --quiet --no-install-recommends chromium fonts-dejavu-core
+
 # The slow proofs; the dated report under docs/reports is committed.
-campaign: setup-fuzz
+campaign: setup-campaign
 	$(BIN)/python -m tests.campaign

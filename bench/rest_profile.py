@@ -52,7 +52,7 @@ async def profile(home: Path, body: str) -> tuple[cProfile.Profile, float]:
     Welcome.of(node, config)
     command = [sys.executable, __file__, "--client", str(home), "--body", body]
     process = await asyncio.create_subprocess_exec(*command)
-    while "bench" not in node.engine.topics():  # noqa: ASYNC110  # the client takes its time to start where the machine is busy
+    while "bench" not in node.engine.topics():  # the client takes its time to start where the machine is busy
         if process.returncode is not None:
             raise SystemExit("the client ended before it had published anything")
         await asyncio.sleep(0.05)

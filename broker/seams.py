@@ -113,7 +113,8 @@ class KeyedStores(Protocol):
 class Executor(Protocol):
     """Where blocking work runs. A lane runs its work one at a time, in order; lanes run beside each other.
 
-    Lanes: `commit` (journal writes and syncs), `read` (several workers), `background` (merge, snapshots).
+    Lanes: `commit` (journal writes and syncs), `read` (several workers), `background` (merge, snapshots), `manifest` (lists of
+    files, key store), `space` (the reserve).
     """
 
     def run(self, lane: str, work: Callable[[], Result]) -> Awaitable[Result]:

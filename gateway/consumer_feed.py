@@ -5,6 +5,7 @@ and paid for. What is cut counts as settled for this consumer: rights that come 
 holds its place among the open records.
 
 Acknowledgements need no right beyond the connection's credential: they say nothing about records, only about this consumer.
+But what may end in a dead-letter topic that the consumer chose itself needs the right to publish there, at that moment.
 """
 
 from __future__ import annotations
@@ -80,6 +81,7 @@ class ConsumerFeed:
         """
         deadline_ms = self._now_ms() + wait_max_ms
         self._rights.require()
+        self._may_bury()
         if not await self._paid(deadline_ms):
             return []
         left_ms = max(0, deadline_ms - self._now_ms())
@@ -97,11 +99,13 @@ class ConsumerFeed:
     async def nack(self, tags: Sequence[str], *, delay_ms: int | None = None, reason: str = "") -> Settled:
         """Deliver again after `delay_ms`, None: after a pause that grows with each attempt. ConsumerInvalid."""
         self._still_valid()
+        self._may_bury()
         return await self._consumer.nack(tags, delay_ms=delay_ms, reason=reason)
 
     async def reject(self, tags: Sequence[str], *, reason: str = "") -> Settled:
         """To the dead-letter topic. ConsumerInvalid."""
         self._still_valid()
+        self._may_bury()
         return await self._consumer.reject(tags, reason=reason)
 
     def extend(self, tags: Sequence[str], *, timeout_ms: int | None = None) -> Settled:
@@ -129,6 +133,10 @@ class ConsumerFeed:
 
     def _still_valid(self) -> None:
         self._pipeline.chain.still_valid(self._session.principal)
+
+    def _may_bury(self) -> None:
+        """What comes now may put letters into the topic of the consumer's own choice."""
+        self._pipeline.require_dead_letters(self._session, self._consumer.dead_letter_topic)
 
     async def _paid(self, deadline_ms: int) -> bool:
         """Pay for what was delivered; whether that was possible before the deadline."""

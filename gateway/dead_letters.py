@@ -184,8 +184,9 @@ class DeadLetters:
         return found
 
     async def _records(self, session: Session, topic: str, run: Sequence[Place]) -> dict[int, Record]:
-        """By offset: what there is from the first to the last place of a run."""
+        """By offset: what there is from the first to the last place of a run. BodyTooLarge before more than that is held."""
         records: dict[int, Record] = {}
+        size = 0
         partition, offset, last = run[0].partition, run[0].offset, run[-1].offset
         offsets = self._pipeline.broker.partition_offsets(topic, partition)
         if not offsets.log_start <= offset <= last < offsets.high_watermark:
@@ -193,6 +194,9 @@ class DeadLetters:
         while offset <= last:
             page = await self._pipeline.fetch(session, topic, partition, offset, last - offset + 1, REPLAY_BYTES_MAX, 0)
             records |= {record.offset: record for record in page.records}
+            size += sum([record_bytes(record) for record in page.records])
+            if size > REPLAY_BYTES_MAX and len(records) > 1:
+                raise BodyTooLarge("dead_letters.replay_bytes_max", REPLAY_BYTES_MAX)
             if page.next_offset <= offset:
                 break
             offset = page.next_offset

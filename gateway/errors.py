@@ -12,6 +12,7 @@ GatewayError
 ├── RouteUnknown
 ├── MethodNotAllowed
 ├── OriginRefused               a page of another origin
+├── PartitionNotThere           named in a document, where UnknownPartition is one of the path
 ├── NoRecord                    nothing is stored at this address
 ├── NoDeadLetter                no dead letter at this place
 ├── NotDeadLetters              no dead-letter topic, so nothing is purged
@@ -118,6 +119,14 @@ class OriginRefused(GatewayError):
     def __init__(self, origin: str) -> None:
         self.origin = origin[:200]
         super().__init__(f"pages of {self.origin!r} may not call this node; add the origin to rest.origins if they should")
+
+
+class PartitionNotThere(GatewayError):
+    """The resource of the path is there, so 404 would lie: the document contradicts it."""
+
+    def __init__(self, topic: str, partition: int, partitions: int) -> None:
+        self.topic, self.partition, self.partitions = topic, partition, partitions
+        super().__init__(f"topic {topic!r} has partitions 0 to {partitions - 1}, not {partition}")
 
 
 class NoRecord(GatewayError):
@@ -308,6 +317,9 @@ TABLE: dict[type[Exception], Translation] = {
     RouteUnknown: Translation(404, "route-unknown", "There is nothing here"),
     MethodNotAllowed: Translation(405, "method-not-allowed", "The method is not possible here", ("allowed",)),
     OriginRefused: Translation(403, "origin-refused", "Pages of this origin may not call", ("origin",)),
+    PartitionNotThere: Translation(
+        409, "partition-not-there", "The topic has no such partition", ("topic", "partition", "partitions")
+    ),
     NoRecord: Translation(404, "no-record", "There is no record here", ("topic",)),
     NoDeadLetter: Translation(404, "no-dead-letter", "There is no such dead letter", ("topic", "partition", "offset")),
     NotDeadLetters: Translation(409, "not-dead-letters", "It is no dead-letter topic", ("topic",)),

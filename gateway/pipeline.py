@@ -32,6 +32,7 @@ from broker.errors import IllegalTopicName, UnknownTopic
 from broker.record import RESERVED_HEADER_PREFIX, Record, valid_message_id
 from broker.seams import Clock
 from broker.topics.addresses import legal_topic_name
+from broker.topics.configs import DEAD_LETTER_TOPIC
 from gateway.consumer_feed import ConsumerFeed
 from gateway.errors import Busy, RecordInvalid, RequestInvalid
 from gateway.feed import Feed, FilterRights, TopicRights
@@ -416,7 +417,7 @@ class Pipeline:
         options = options or ConsumerOptions()
         rights, readable = self._rights(session, filter)
         rights.require()
-        self._require_dead_letters(session, options.dead_letter_topic)
+        self.require_dead_letters(session, options.dead_letter_topic)
         self.charge(session, Quota.REQUESTS, 1)
         self._require_feed()
         owner = session.principal.name
@@ -425,7 +426,7 @@ class Pipeline:
         )
         try:
             self._require_feed()
-            self._require_dead_letters(session, consumer.dead_letter_topic)
+            self.require_dead_letters(session, consumer.dead_letter_topic)
         except BaseException:
             consumer.close()
             raise
@@ -434,24 +435,32 @@ class Pipeline:
     # Consumers: one's own, and those of others for administrators
 
     async def list_consumers(self, session: Session, *, everybody: bool, consumers_max: int) -> list[ConsumerInfo]:
-        """By owner and name."""
+        """By owner and name. What is told of their lag is of topics that the session may read."""
         owner = self._owner(session, "*" if everybody else None)
-        return await self.broker.consumers.infos(None if everybody else owner, consumers_max)
+        return await self.broker.consumers.infos(None if everybody else owner, consumers_max, self._readable(session))
 
     async def describe_consumer(self, session: Session, name: str, owner: str | None = None) -> ConsumerInfo:
         """`owner` None: oneself. ConsumerUnknown."""
-        return await self.broker.consumers.info(self._owner(session, owner), name)
+        return await self.broker.consumers.info(self._owner(session, owner), name, self._readable(session))
 
     async def seek_consumer(self, session: Session, name: str, position: Position, owner: str | None = None) -> ConsumerInfo:
-        """Deliver from there; what was open is forgotten. ConsumerUnknown, and what finding the position raises."""
+        """Deliver from there; what was open is forgotten. ConsumerUnknown, and what finding the position raises.
+
+        Refused as `consume` is: where a position is found says what there is.
+        """
         owner = self._owner(session, owner)
-        info = await self.broker.consumers.seek(owner, name, position)
+        self._rights(session, self.broker.consumers.filter_of(owner, name))[0].require()
+        info = await self.broker.consumers.seek(owner, name, position, self._readable(session))
         self._audit.record("consumer", session, "seek", f"consumer {name} of {owner}", "allowed", f"to {info.next}")
         return info
 
     async def give_consumer(self, session: Session, name: str, to: str, owner: str | None = None) -> None:
-        """To another principal, with its position. ConsumerUnknown, ConsumerConflict, ConsumersFull."""
+        """To another principal, with its position. ConsumerUnknown, ConsumerConflict, ConsumersFull.
+
+        Needs the action admin: names of others are theirs to take, and their bound is not somebody else's to fill.
+        """
         owner = self._owner(session, owner)
+        self.authorise(session, Action.ADMIN)
         await self.broker.consumers.give(owner, name, to)
         self._audit.record("consumer", session, "give", f"consumer {name} of {owner}", "allowed", f"to {to}")
 
@@ -477,6 +486,7 @@ class Pipeline:
 
     async def create_topic(self, session: Session, name: str, partitions: int | None, configs: Mapping[str, str]) -> Topic:
         self.authorise(session, Action.CREATE, name)
+        self._require_graveyard(session, configs)
         self.charge(session, Quota.REQUESTS, 1)
         topic = await self.broker.create_topic(name, partitions, configs)
         self.audit(session, Action.CREATE, name)
@@ -484,6 +494,7 @@ class Pipeline:
 
     async def alter_topic(self, session: Session, name: str, partitions: int | None, configs: Mapping[str, str | None]) -> Topic:
         self.authorise(session, Action.ALTER, name)
+        self._require_graveyard(session, configs)
         self.charge(session, Quota.REQUESTS, 1)
         topic = await self.broker.alter_topic(name, partitions=partitions, configs=configs)
         self.audit(session, Action.ALTER, name)
@@ -559,15 +570,29 @@ class Pipeline:
         if self.feeds >= self.options.feeds_max:
             raise Busy("pipeline.feeds_max", self.options.feeds_max, RETRY_AFTER_MS)
 
-    def _require_dead_letters(self, session: Session, topic: str | None) -> None:
-        """A topic that the consumer names itself; the topic's own is the node's to write to."""
+    def require_dead_letters(self, session: Session, topic: str | None) -> None:
+        """For a topic that the consumer names itself; the topic's own is the node's to write to."""
         if topic is None:
             return
+        self._require_all_keys(session, topic)
+        if topic not in self.broker.topics() and not self._may(session, Action.CREATE, topic):
+            raise UnknownTopic(topic)
+
+    def _require_graveyard(self, session: Session, configs: Mapping[str, str | None]) -> None:
+        """For the topic that a config sends dead letters to: the node writes there for consumers with no right on it."""
+        topic = configs.get(DEAD_LETTER_TOPIC)
+        if topic and legal_topic_name(topic):  # else the config is refused
+            self._require_all_keys(session, topic)
+            if topic not in self.broker.topics():
+                self.authorise(session, Action.CREATE, topic)
+
+    def _require_all_keys(self, session: Session, topic: str) -> None:
         decision = self.authorise(session, Action.PUBLISH, topic)
         if decision.form is not Decision.ALL:
             raise self._denied(session, Action.PUBLISH, topic, f"dead letters need all of its keys: {decision.reason}")
-        if topic not in self.broker.topics() and not self._may(session, Action.CREATE, topic):
-            raise UnknownTopic(topic)
+
+    def _readable(self, session: Session) -> Callable[[str], bool]:
+        return lambda topic: self.decide_reading(session, topic).form is not Decision.NONE
 
     def _owner(self, session: Session, owner: str | None) -> str:
         """Whose consumer is meant. Somebody else's needs the action admin. Charges one request."""

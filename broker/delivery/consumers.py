@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import msgspec
 
@@ -40,14 +40,16 @@ logger = logging.getLogger("sprawl.delivery")
 LAG_READS_MAX = 256
 
 Result = TypeVar("Result")
+Readable: TypeAlias = Callable[[str], bool]
 
 
 class ConsumerInfo(msgspec.Struct, frozen=True):
     """All before `position` is settled, all before `next` is settled or pending. `pending` counts the records delivered and not
     settled, `in_flight` those of them that are with the consumer now.
 
-    `lag_records`: pending, and the records behind `next` in the topics that the filter reaches, wanted or not, damaged and
-    expired ones included; None where there are too many partitions to count, or a topic is gone.
+    `lag_records`: pending, and the records behind `next` in the topics that the filter reaches and whoever asks may read,
+    wanted or not, damaged and expired ones included; None where there are too many partitions to count, or the one topic is
+    gone or not to be read.
     """
 
     name: str
@@ -130,7 +132,7 @@ class Consumers:
             ledger = self._ledger(key)
             created = ledger is None
             if ledger is None:
-                ledger = await self._create(key, owner, name, filter, options, position)
+                ledger = await self._create(key, owner, name, filter, options, position, reads.readable)
             elif ledger.head.filter != filter:
                 raise ConsumerConflict(name, f"reads {ledger.head.address!r}: delete it, or take another name")
             else:
@@ -154,10 +156,17 @@ class Consumers:
         self._ledgers[key] = ledger  # who used it last may have put it away meanwhile
 
     async def _create(
-        self, key: bytes, owner: str, name: str, filter: Filter, options: ConsumerOptions, position: Position
+        self,
+        key: bytes,
+        owner: str,
+        name: str,
+        filter: Filter,
+        options: ConsumerOptions,
+        position: Position,
+        readable: Readable | None,
     ) -> Ledger:
         self._require_place(owner)
-        start = await self._start(filter, position)
+        start = await self._start(filter, position, readable)
         now_ms = self._clock.now_ms()
         cursor = start.cursor
         head = Kept(
@@ -197,22 +206,26 @@ class Consumers:
 
     # Care
 
-    async def infos(self, owner: str | None, consumers_max: int) -> list[ConsumerInfo]:
-        """Of one owner, or all, by owner and name."""
+    async def infos(self, owner: str | None, consumers_max: int, readable: Readable | None = None) -> list[ConsumerInfo]:
+        """Of one owner, or all, by owner and name. What is not `readable` to whoever asks counts in no lag."""
         wanted = sorted((known, key) for key, known in self._index().items() if owner is None or known[0] == owner)
         reads = [LAG_READS_MAX]
         found = []
         for _, key in wanted[:consumers_max]:
-            found.append(await self._info(key, reads))
+            found.append(await self._info(key, reads, readable))
             await asyncio.sleep(0)  # a thousand states with a thousand open records each are not decoded in one go
         return [info for info in found if info is not None]
 
-    async def info(self, owner: str, name: str) -> ConsumerInfo:
+    async def info(self, owner: str, name: str, readable: Readable | None = None) -> ConsumerInfo:
         """ConsumerUnknown."""
-        found = await self._info(standing.state_key(owner, name), [LAG_READS_MAX])
+        found = await self._info(standing.state_key(owner, name), [LAG_READS_MAX], readable)
         if found is None:
             raise ConsumerUnknown(name)
         return found
+
+    def filter_of(self, owner: str, name: str) -> Filter:
+        """ConsumerUnknown."""
+        return self._require(owner, name)[1].head.filter
 
     async def delete(self, owner: str, name: str) -> None:
         """ConsumerUnknown."""
@@ -242,15 +255,15 @@ class Consumers:
             self._drop(key, ConsumerDeleted(name))
             self._index()[taken] = (to, name)
 
-    async def seek(self, owner: str, name: str, position: Position) -> ConsumerInfo:
+    async def seek(self, owner: str, name: str, position: Position, readable: Readable | None = None) -> ConsumerInfo:
         """Deliver from there; what was pending is forgotten. ConsumerUnknown, and what finding the position raises."""
-        await asyncio.shield(self._begin(self._seek(owner, name, position)))
-        return await self.info(owner, name)
+        await asyncio.shield(self._begin(self._seek(owner, name, position, readable)))
+        return await self.info(owner, name, readable)
 
-    async def _seek(self, owner: str, name: str, position: Position) -> None:
+    async def _seek(self, owner: str, name: str, position: Position, readable: Readable | None) -> None:
         async with self._naming:
             key, ledger = self._require(owner, name)
-            start = await self._start(ledger.head.filter, position)
+            start = await self._start(ledger.head.filter, position, readable)
             self._ledgers[key] = ledger
             ledger.seek(start)
             if (live := self._live.get(key)) is not None:
@@ -315,21 +328,26 @@ class Consumers:
     def _scan(self, topics: Callable[[str], bool], version: Callable[[], object] | None) -> Source:
         return ScanSource(self._engine, topics)
 
-    async def _start(self, filter: Filter, position: Position) -> Start:
+    async def _start(self, filter: Filter, position: Position, readable: Readable | None) -> Start:
+        """Where a position is found, or refused, says nothing of topics that are not `readable`."""
+
+        def topics(name: str) -> bool:
+            return filter.topics(name) and (readable is None or readable(name))
+
         if isinstance(position, Cursor) and position.index:  # it comes from whoever asks, maybe made up
-            scan = await self._scan(filter.topics, None).read(position.sequence, bytes_max=1, wait_max_ms=0)
+            scan = await self._scan(topics, None).read(position.sequence, bytes_max=1, wait_max_ms=0)
             check_cursor(position, [stored for _, stored in scan.batches])
         if filter.topic is not None:
             return await find_start(self._engine, filter.topic, position)
-        return await find_start_of_many(self._engine, [name for name in self._engine.topics() if filter.topics(name)], position)
+        return await find_start_of_many(self._engine, [name for name in self._engine.topics() if topics(name)], position)
 
-    async def _info(self, key: bytes, reads: list[int]) -> ConsumerInfo | None:
+    async def _info(self, key: bytes, reads: list[int], readable: Readable | None) -> ConsumerInfo | None:
         ledger = self._ledger(key)
         if ledger is None:
             return None
         head = ledger.head
         filter = head.filter
-        lag = await self._lag(filter, ledger.next, reads)
+        lag = await self._lag(filter, ledger.next, reads, readable)
         return ConsumerInfo(
             head.name,
             head.owner,
@@ -347,12 +365,15 @@ class Consumers:
             None if lag is None else lag + len(ledger.pending),
         )
 
-    async def _lag(self, filter: Filter, next: Cursor, reads: list[int]) -> int | None:
+    async def _lag(self, filter: Filter, next: Cursor, reads: list[int], readable: Readable | None) -> int | None:
         """Records from `next` on; `reads` is what is left of the bound."""
+        if readable is not None and filter.topic is not None and not readable(filter.topic):
+            return None
         if next.sequence >= self._engine.next_sequence():
             return 0
         lag = 0
         names = [name for name in self._engine.topics() if filter.topics(name)] if filter.topic is None else [filter.topic]
+        names = [name for name in names if readable is None or readable(name)]
         try:
             for name in names:
                 for partition in self._engine.offsets(name):

@@ -181,6 +181,7 @@ class EmbeddedEngine:
         self._committer = Committer(self._store, self._view, self._publish, self._roll_back, self._consider_merge)
         for found in opened.recovered:
             file = self._store.files[found.entry.number]
+            await self._store.write_again(file, found.confirmed_end, found.data_end)
             await self._store.seal_in_place(
                 file, found.data_end, found.first_group, found.last_group, list(found.keys.values()), found.unattributed
             )
@@ -295,7 +296,7 @@ class EmbeddedEngine:
             self._merging.cancel()
             await asyncio.wait([self._merging])
         self._wake([*self._watchers, ""])  # and those who watch all topics, also where nobody watches one
-        for lane in ("manifest", "commit"):  # what a cancelled merge or sealing had begun to save
+        for lane in ("manifest", "commit", "space"):  # what a cancelled merge or sealing had begun to save
             await self._seams.executor.run(lane, lambda: None)
         await self._seams.executor.run("background", self._let_go)
 

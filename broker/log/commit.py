@@ -293,6 +293,8 @@ class Committer:
             await self._change_file()
         except OSError as problem:
             logger.warning("no new journal file yet: %s", problem)
+            if is_full(problem):
+                await self._store.space.refused()
             return False
         self._failed = None
         return True

@@ -72,18 +72,15 @@ async def start_at(store: LogStore, log: PartitionLog, offset: int) -> LogStart:
 
 def _start_in(log: PartitionLog, extent: Extent, index: BatchIndex, before: Extent | None, offset: int) -> LogStart:
     ordinal = index.at_offset(offset)
-    if ordinal >= len(index) or index.place(ordinal).base_offset > offset:
-        # Damage lies here: nothing names a predecessor, and what is missing from the offset on stays missing.
-        cut_sequence = (
-            index.place(ordinal - 1).sequence if ordinal else (before.summary.max_sequence if before else log.cut_sequence)
-        )
-        return LogStart(offset, b"", offset, cut_sequence)
-    place = index.place(ordinal)
     if ordinal:
         previous = index.place(ordinal - 1)
         cut_sequence, chain_in = previous.sequence, previous.tag
     else:
         cut_sequence, chain_in = before.summary.max_sequence if before else log.cut_sequence, extent.summary.chain_in
+    place = index.place(ordinal) if ordinal < len(index) else None
+    if place is None or place.base_offset > offset:
+        # Damage lies here: nothing names a predecessor, and what is missing from the offset on stays missing.
+        return LogStart(offset, b"", offset, cut_sequence)
     if place.base_offset < offset:
         cut_sequence = place.sequence
     damaged = any(lost.start <= place.base_offset <= lost.end for lost in log.damage())

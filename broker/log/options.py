@@ -92,6 +92,9 @@ class LogOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     state_bytes_max: int = 256 * MIB
     """Their keys and values together: all of it is in memory, and in each snapshot."""
 
+    state_space_bytes_max: int = 128 * MIB
+    """The same for one kind of them, so that whoever publishes with idempotency keys does not leave consumers without a place."""
+
     state_key_bytes_max: int = 1024
     """Key of one entry."""
 

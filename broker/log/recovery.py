@@ -85,6 +85,7 @@ class RecoveredFile:
         self.first_group = 0
         self.last_group = 0
         self.data_end = FILE_HEADER_BYTES
+        self.confirmed_end = FILE_HEADER_BYTES  # behind it lies what no later group says was synced
         self.groups = 0
         self.shredded_batches = 0
         self.next_sequence = 0
@@ -161,7 +162,7 @@ class Recovery:
         found.first_group = min(self.last_group + 1, last)
         found.last_group = self.last_group = found.first_group if last == EVERYTHING else max(last, found.first_group)
         self._read_region(found, data, FILE_HEADER_BYTES, region_end, found.last_group, True, key_id)
-        found.data_end = region_end
+        found.data_end = found.confirmed_end = region_end
 
     def _read_group(
         self,
@@ -199,6 +200,8 @@ class Recovery:
             return
         self.note_sequence(found, group.header.first_sequence + group.header.batches)
         found.data_end = body_end
+        if confirmed:
+            found.confirmed_end = body_end
 
     def _note_lost_groups(self, found: RecoveredFile, data: JournalBytes, start: int, end: int, last: int) -> None:
         """Confirmed groups up to `last` belong here, though no header of theirs checks: what if nothing is there?"""

@@ -48,7 +48,7 @@ class DiskSpace:
         self._executor = seams.executor
         self._options = options
         self._kick = asyncio.Event()
-        self._made = False  # manifest lane
+        self._made = False  # its lane, which nobody else keeps busy
         self._refused = False  # by the disk itself: what it says to be free is not believed until a reserve could be made
         self._refusals = 0
         self.free = 0
@@ -94,7 +94,7 @@ class DiskSpace:
         self._refusals += 1
         self._judge()
         self._kick.set()
-        await self._executor.run("manifest", self._give_back)
+        await self._executor.run("space", self._give_back)
 
     def _give_back(self) -> None:
         """Blocking. A reserve that cannot be removed is tried again with the next refusal."""
@@ -128,7 +128,7 @@ class DiskSpace:
         """How much is free now; makes the reserve, if it is time, and there is room for it and as much again."""
         refusals = self._refusals
         try:
-            self.free, made = await self._executor.run("manifest", self._measure)
+            self.free, made = await self._executor.run("space", self._measure)
         except OSError as problem:
             logger.warning("the disk does not say what is free: %s", problem)
             return

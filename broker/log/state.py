@@ -173,6 +173,7 @@ class StateTable:
         self._entries: dict[int, dict[bytes, bytes]] = {}
         self.space_entries = 0  # of the kinds that others keep beside their data
         self.space_bytes = 0
+        self.bytes_of: dict[int, int] = {}  # the same by kind
 
     def apply(self, entries: Iterable[Entry]) -> None:
         for entry in entries:
@@ -184,12 +185,15 @@ class StateTable:
                 self._count(entry, known)
 
     def _count(self, entry: Entry, known: bytes | None) -> None:
+        grown = 0
         if known is not None:
             self.space_entries -= 1
-            self.space_bytes -= len(entry.key) + len(known)
+            grown -= len(entry.key) + len(known)
         if entry.value is not None:
             self.space_entries += 1
-            self.space_bytes += len(entry.key) + len(entry.value)
+            grown += len(entry.key) + len(entry.value)
+        self.space_bytes += grown
+        self.bytes_of[entry.kind] = self.bytes_of.get(entry.kind, 0) + grown
 
     def entries(self, kind: int | None = None) -> list[Entry]:
         kinds = self._entries if kind is None else (kind,)

@@ -35,6 +35,7 @@ class StateSpaces:
     def admit(self, frame: PendingFrame, changes: Sequence[StateChange]) -> None:
         """Put the changes into the frame. RecordTooLarge for one entry, StateFull for all of them; deletes always pass."""
         entries = grown = size = 0
+        growing: set[StateSpace] = set()
         for change in changes:
             self._check(change)
             size += len(change.key) + ENTRY_OVERHEAD_BYTES
@@ -44,9 +45,11 @@ class StateSpaces:
             known = self._table.get(change.space, change.key)
             entries += known is None
             added = len(change.value) + (len(change.key) if known is None else -len(known))
-            grown += max(0, added)
+            if added > 0:
+                grown += added
+                growing.add(change.space)
         if entries or grown:
-            self._require_room(entries, grown)
+            self._require_room(entries, grown, growing)
         self._pending_entries += entries
         self._pending_bytes += grown
         frame.state_entries, frame.state_bytes = entries, grown
@@ -71,9 +74,13 @@ class StateSpaces:
                 "value of a state entry", len(change.value), "state_value_bytes_max", options.state_value_bytes_max
             )
 
-    def _require_room(self, entries: int, grown: int) -> None:
+    def _require_room(self, entries: int, grown: int, growing: set[StateSpace]) -> None:
+        """What is pending counts for each space alike: that is little, and soon over."""
         options = self._options
         if self._table.space_entries + self._pending_entries + entries > options.state_entries_max:
             raise StateFull("state_entries_max", options.state_entries_max)
         if self._table.space_bytes + self._pending_bytes + grown > options.state_bytes_max:
             raise StateFull("state_bytes_max", options.state_bytes_max)
+        for space in growing:
+            if self._table.bytes_of.get(space, 0) + self._pending_bytes + grown > options.state_space_bytes_max:
+                raise StateFull("state_space_bytes_max", options.state_space_bytes_max)

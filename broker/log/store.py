@@ -35,6 +35,7 @@ logger = logging.getLogger("sprawl.log")
 
 JOURNAL_FOLDER, SEGMENT_FOLDER, STATE_FOLDER, VIEW_FOLDER = "journal", "segments", "state", "view"
 HEADER_LOST = "its header is damaged, and the footer that named it"
+REWRITE_BYTES = 1024 * 1024
 _SALT = struct.Struct("<Q")
 
 
@@ -166,6 +167,17 @@ class LogStore:
             extent.summary.detail_position, extent.summary.detail_size = part.detail_position, part.detail_size
             self._settle(extent)
         self.sealed_in_place += 1
+
+    async def write_again(self, file: LogFile, start: int, end: int) -> None:
+        """After a sync that failed the page cache may hold what the media does not, and call it clean: the next sync writes
+        nothing of it (fsyncgate). Written again, what a start found is on the media after the next one."""
+        if start < end:
+            await self.seams.executor.run("background", lambda: self._write_again(file, start, end))
+
+    def _write_again(self, file: LogFile, start: int, end: int) -> None:
+        """Blocking."""
+        for position in range(start, end, REWRITE_BYTES):
+            file.file.write_at(position, [file.file.read_at(position, min(REWRITE_BYTES, end - position))])
 
     def _topic_ids(self) -> set[bytes]:
         return {topic_id for topic_id, _ in self.partitions}

@@ -30,6 +30,7 @@ class Origins:
         """Nothing for callers that are no pages, and pages of this very host. Raises OriginRefused."""
         given = exchange.headers.get(b"origin")
         if given is None:
+            self._check_part(exchange)
             return
         origin, host = given.decode("latin-1"), exchange.headers.get(b"host", b"").decode("latin-1")
         if origin in self._allowed:
@@ -41,6 +42,13 @@ class Origins:
             ]
         elif not origin_allowed(origin, host, secure=exchange.scope.get("scheme") == "https", allowed=()):
             raise OriginRefused(origin)
+
+    def _check_part(self, exchange: Exchange) -> None:
+        """Pictures and scripts come without Origin, and the page may see their size, or run them. Browsers say (Fetch Metadata)
+        that it is a page of another site. Links and bookmarks, whose answer only the user sees, are navigations."""
+        fields = exchange.headers
+        if fields.get(b"sec-fetch-mode") == b"no-cors" and fields.get(b"sec-fetch-site") in (b"cross-site", b"same-site"):
+            raise OriginRefused("another site")
 
 
 async def answer_preflight(exchange: Exchange, methods: bytes) -> bool:

@@ -15,6 +15,7 @@ from gateway.endpoints.documents import DOCUMENT_REFUSALS, answer_document, answ
 from gateway.endpoints.exchange import Exchange
 from gateway.endpoints.operations import Answer, Body, Operation, Schema
 from gateway.endpoints.parameters import TOPIC, TOPIC_NAME, nullable
+from gateway.errors import PartitionNotThere
 from gateway.pipeline import Pipeline
 
 OFFSET_MAX = (1 << 63) - 1
@@ -188,14 +189,17 @@ class TopicRoutes:
                 tag="topics",
                 parameters=(TOPIC,),
                 body=document_body(RecordsGone),
-                refusals=(*DOCUMENT_REFUSALS, *unknown, broker.UnknownPartition, broker.OffsetOutOfRange),
+                refusals=(*DOCUMENT_REFUSALS, *unknown, PartitionNotThere, broker.OffsetOutOfRange),
             ),
         ]
 
     async def delete_records(self, exchange: Exchange, name: str) -> None:
         gone = await read_document(exchange, RecordsGone)
         before = -1 if gone.before_offset is None else gone.before_offset
-        log_start = await self._pipeline.delete_records(exchange.session, name, gone.partition, before)
+        try:
+            log_start = await self._pipeline.delete_records(exchange.session, name, gone.partition, before)
+        except broker.UnknownPartition as error:
+            raise PartitionNotThere(error.topic, error.partition, error.partitions) from None
         await answer_document(exchange, 200, LogStartAnswer(gone.partition, log_start))
 
     async def list(self, exchange: Exchange) -> None:

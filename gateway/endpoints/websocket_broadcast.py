@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
     Member: TypeAlias = Subscriber | LiveStream
 
+READY_MAX = 8
+"""Names of subscriptions whose frames of one batch are kept for the next group: most have one and the same."""
+
 Interest: TypeAlias = Address | Filter
 """An address, whose key of None is here the whole topic; or a filter that is no such thing."""
 
@@ -138,6 +141,8 @@ class Broadcast:
                 if shared is None:
                     if frames not in chunks:
                         chunks[frames] = encode_chunks(frames, delivered, losses, cursor, frame_bytes_max)
+                    if len(ready) >= READY_MAX:
+                        ready.clear()  # names that nobody shares: what is held for them is the connections' own to bound
                     shared = ready[frames, group.sub] = [frames.records(group.sub, chunk) for chunk in chunks[frames]]
                 written = self._write(group, shared, delivered)
                 self._hub.pipeline.deliver(group.session, len(delivered) * written, size * written)

@@ -181,7 +181,8 @@ class Operations:
         elif not isinstance(reader, ConsumerReader):
             self._publisher.refuse(ref, _no_consumer(operation.sub), _name(operation), self._frames.encoded(operation.sub))
         else:
-            self._publisher.settle(_name(operation), reader.sub, reader.settle(operation), ref=ref)
+            size = sum(map(len, operation.tags))
+            self._publisher.settle(_name(operation), reader.sub, reader.settle(operation), ref=ref, size=size)
 
     def pause(self, operation: Pause | Resume) -> None:
         subscriber = self._subscribers.get(self._frames.encoded(operation.sub))

@@ -25,6 +25,10 @@ two writes is seen no other way, of TLS not even that all has left."""
 PIECE_BYTES = 4 * 1024
 """What one reader wrote alone is not left to the end of the turn if it is more: each piece is on the account before the next."""
 
+TLS_WRITE_BYTES_MAX = 16 * 1024
+"""One TLS record. OpenSSL's buffer grows by what one write puts in, and a third, and never shrinks: a slow reader that once got a
+frame of 512 KiB cost 700 KiB for as long as it stayed connected, with this 120."""
+
 _JOIN_BYTES_MAX = 64 * 1024
 """Small frames are joined into one write (one TLS record, one buffer); copying large ones would cost more than it saves."""
 
@@ -166,7 +170,9 @@ class Output:
         self._frames, self._bytes = [], 0
         if self._transport.is_closing():
             return
-        if len(frames) == 1:
+        if self._below is not None and size > TLS_WRITE_BYTES_MAX:
+            self._write_in_parts(frames[0] if len(frames) == 1 else b"".join(frames))
+        elif len(frames) == 1:
             self._transport.write(frames[0])
         elif size <= _JOIN_BYTES_MAX:
             self._transport.write(b"".join(frames))
@@ -177,6 +183,11 @@ class Output:
             self.look()
         elif not self.writable:
             self._set_writable()
+
+    def _write_in_parts(self, data: bytes) -> None:
+        view = memoryview(data)
+        for start in range(0, len(data), TLS_WRITE_BYTES_MAX):
+            self._transport.write(view[start : start + TLS_WRITE_BYTES_MAX])
 
     def pause(self) -> None:
         """The kernel has not taken all of it."""

@@ -61,9 +61,9 @@ class Publisher:
             self._look()
         self._start(operation, self._pipeline.publish(session, topic, records, durable=durable))
 
-    def settle(self, operation: str, sub: bytes, work: Awaitable[Settled], *, ref: bytes) -> None:
-        """A consumer's acknowledgement; answered when `work` says that it is durable."""
-        self._start(self._add(UnderWay(ref, 0, time.perf_counter(), operation, sub)), work)
+    def settle(self, operation: str, sub: bytes, work: Awaitable[Settled], *, ref: bytes, size: int) -> None:
+        """A consumer's acknowledgement, whose tags have `size` characters; answered when `work` says that it is durable."""
+        self._start(self._add(UnderWay(ref, size, time.perf_counter(), operation, sub)), work)
 
     def refuse(self, ref: bytes, error: Exception, operation: str = "publish", sub: bytes = b"") -> None:
         """An operation that comes to nothing is answered in its turn."""

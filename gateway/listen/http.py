@@ -441,7 +441,7 @@ class HttpProtocol(HttpToolsProtocol):
         if request is None or self.transport.is_closing():
             return
         further = b"".join([b"%b: %b\r\n" % pair for pair in headers]) if headers else b""
-        self.writer.write_whole(
+        self.writer.write(
             b"%b%bcontent-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n%b%b\r\n%b"
             % (
                 STATUS_LINE[status],

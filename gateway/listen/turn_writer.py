@@ -12,16 +12,19 @@ from typing import Any
 
 # Beyond this nothing is gained by waiting, and a producer that never yields must meet the transport's own bound.
 PENDING_BYTES_MAX = 64 * 1024
+# One TLS record: OpenSSL's buffer grows by what one write puts in, and never shrinks while the connection lasts.
+TLS_WRITE_BYTES_MAX = 16 * 1024
 
 
 class TurnWriter(asyncio.Transport):
     """Stands before a transport; only what is written waits, everything else goes straight to it."""
 
-    __slots__ = ("_loop", "_pending", "_pending_bytes", "underlying")
+    __slots__ = ("_loop", "_pending", "_pending_bytes", "_tls", "underlying")
 
     def __init__(self, underlying: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self.underlying = underlying
         self._loop = loop
+        self._tls = underlying.get_extra_info("ssl_object") is not None
         self._pending: list[bytes] = []
         self._pending_bytes = 0
 
@@ -33,20 +36,19 @@ class TurnWriter(asyncio.Transport):
         if self._pending_bytes >= PENDING_BYTES_MAX:
             self.flush()
 
-    def write_whole(self, data: bytes) -> None:
-        """An answer that is complete: nothing else will come in this turn that could go with it."""
-        if self._pending or self.underlying.is_closing():
-            self.write(data)
-        else:
-            self.underlying.write(data)
-
     def flush(self) -> None:
         """Harmless when there is nothing, or nobody any more."""
         if self._pending:
             data = self._pending[0] if len(self._pending) == 1 else b"".join(self._pending)
             self._pending.clear()
             self._pending_bytes = 0
-            if not self.underlying.is_closing():
+            if self.underlying.is_closing():
+                return
+            if self._tls and len(data) > TLS_WRITE_BYTES_MAX:
+                view = memoryview(data)
+                for start in range(0, len(view), TLS_WRITE_BYTES_MAX):
+                    self.underlying.write(view[start : start + TLS_WRITE_BYTES_MAX])
+            else:
                 self.underlying.write(data)
 
     def close(self) -> None:

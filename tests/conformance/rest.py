@@ -2,7 +2,8 @@
 
     python -m tests.conformance.rest [--examples 100] [--seed 1] [--only token|stranger]
 
-Nothing is excluded: no operation, no check, no phase. Settings only keep waits short, so that long-polls and event streams end.
+No operation, no check, no phase is left out; what schemathesis is told besides stands with CONFIG and in `hooks.py`. Settings
+only keep waits short, so that long-polls and event streams end.
 """
 
 from __future__ import annotations

@@ -157,6 +157,21 @@ async def test_dead_letters_go_where_the_consumer_may_publish(door: Any) -> None
     assert door.pipeline.feeds == 0
 
 
+async def test_letters_end_with_the_right_to_publish_them(door: Any) -> None:
+    """On a connection that stays open too: what may no longer be published goes into no topic of the consumer's choice."""
+    await door.publish("orders", record("eu/1"), record("eu/2"))
+    door.grant({"careful": [{"actions": ["read"], "topic": "orders"}, {"actions": ["publish"], "topic": "mine"}]})
+    await door.publish("mine", record("x"))
+    feed = await consume(door, await door.session("careful"), dead_letter_topic="mine", deliveries_max=1)
+    (one, two) = await feed.next(**EVERYTHING)
+    door.grant({"careful": [{"actions": ["read"], "topic": "orders"}]})
+    for call in (feed.reject([one.tag]), feed.nack([two.tag]), feed.next(**EVERYTHING)):
+        with pytest.raises(AccessDenied):
+            await call
+    assert (await feed.ack([one.tag])).settled == 1
+    assert await door.pipeline.latest(await door.session(), "mine", b"eu/2") is None
+
+
 async def test_options_are_kept_and_replaced(door: Any) -> None:
     await door.publish("orders", record("eu/1"))
     session = await door.session()

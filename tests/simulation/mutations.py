@@ -222,5 +222,5 @@ MUTATIONS: dict[str, tuple[str, Callable[[], AbstractContextManager[None]]]] = {
     "nonce reused": ("power", nonce_reused),
     "jumped clock believed": ("power", jumped_clock_believed),
     "reserve kept": ("errors", reserve_kept),
-    "log start moved before it is durable": ("power", log_start_moved_first),
+    "log start moved before it is durable": ("errors", log_start_moved_first),
 }

@@ -192,9 +192,13 @@ def simulate_all(seeds: Iterable[int], *, processes: int = 1, talk: bool = False
         reports: Iterator[Report] = map(_simulate_alone, seeds)
         yield from (_tell(report, talk) for report in reports)
         return
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), max_tasks_per_child=WORLDS_PER_PROCESS) as pool:
-        for done in as_completed([pool.submit(_simulate_alone, seed) for seed in seeds]):
-            yield _tell(done.result(), talk)
+    waiting = list(seeds)
+    while waiting:
+        # A pool for every few worlds, whose memory goes with it: max_tasks_per_child deadlocks in Python 3.11 (gh-115634).
+        some, waiting = waiting[: processes * WORLDS_PER_PROCESS], waiting[processes * WORLDS_PER_PROCESS :]
+        with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+            for done in as_completed([pool.submit(_simulate_alone, seed) for seed in some]):
+                yield _tell(done.result(), talk)
 
 
 def _simulate_alone(seed: int) -> Report:

@@ -62,7 +62,7 @@ def test_a_set_that_was_stopped_goes_on_where_it_was(tmp_path, capsys):
     path = tmp_path / "worlds.jsonl"
     arguments = ["--seed", "1", "--results", str(path), "--runs"]
     assert main([*arguments, "1"]) == 0
-    assert main([*arguments, "2"]) == 0
+    assert main([*arguments, "2", "--processes", "2"]) == 0
     assert [report.seed for report in Results(path).reports] == [1, 2]
     assert capsys.readouterr().out.count("seed 1 (") == 1, "the first world was not lived again"
     path.write_text(path.read_text().replace(path.read_text()[:32], "0" * 32))

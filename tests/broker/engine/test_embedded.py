@@ -485,7 +485,7 @@ class TestFailingDisk:
         problem = engine.append_problem()
         assert problem is not None
         assert "disk failed" in problem
-        with pytest.raises(AppendUnknown):
+        with pytest.raises(DiskFull):
             await engine.append([one("orders", b"not tried")])
         with pytest.raises(AppendUnknown):
             await engine.create_topic("readings", 1, {})

@@ -16,13 +16,13 @@ OPTIONS = LogOptions(state_entries_max=3, state_bytes_max=30, state_key_bytes_ma
 
 
 class World:
-    def __init__(self) -> None:
+    def __init__(self, options: LogOptions = OPTIONS) -> None:
         self.table = StateTable()
-        self.spaces = StateSpaces(OPTIONS, self.table)
+        self.spaces = StateSpaces(options, self.table)
 
-    def admit(self, **values: bytes | None) -> PendingFrame:
+    def admit(self, space: StateSpace = SPACE, /, **values: bytes | None) -> PendingFrame:
         frame = PendingFrame(1, None)
-        self.spaces.admit(frame, [StateChange(SPACE, key.encode(), value) for key, value in values.items()])
+        self.spaces.admit(frame, [StateChange(space, key.encode(), value) for key, value in values.items()])
         return frame
 
     def commit(self, frame: PendingFrame) -> None:
@@ -71,6 +71,20 @@ def test_bytes_up_to_the_bound(world: World) -> None:
     assert (refused.value.limit_name, refused.value.limit) == ("state_bytes_max", 30)
     world.commit(world.admit(b=bytes(14)))
     assert world.table.space_bytes == 30
+
+
+def test_no_space_takes_the_place_of_others() -> None:
+    world = World(LogOptions(state_bytes_max=30, state_space_bytes_max=20))
+    world.commit(world.admit(a=bytes(19)))
+    with pytest.raises(StateFull) as refused:
+        world.admit(b=b"")
+    assert (refused.value.limit_name, refused.value.limit) == ("state_space_bytes_max", 20)
+    world.commit(world.admit(StateSpace.POSITION, a=bytes(9)))
+    world.commit(world.admit(a=None))
+    world.commit(world.admit(b=bytes(19)))
+    with pytest.raises(StateFull) as refused:
+        world.admit(StateSpace.POSITION, b=b"")
+    assert refused.value.limit_name == "state_bytes_max"
 
 
 def test_one_entry_has_bounds_of_its_own(world: World) -> None:

@@ -9,6 +9,8 @@ import pytest
 from broker.delivery.consumer_errors import ConsumersFull
 from broker.delivery.consumer_options import ConsumerOptions, DeliveryOptions
 from broker.delivery.filter import Filter
+from broker.delivery.position import Cursor
+from gateway.pipeline import Incoming
 
 CONSUMERS = "/v1/consumers"
 EVERYTHING = {"bytes_max": 1 << 20, "records_max": 100, "wait_max_ms": 0}
@@ -99,7 +101,9 @@ async def test_a_new_token_is_given_the_consumer(door: Any) -> None:
     found = await feed.next(**EVERYTHING)
     await feed.ack([found[0].tag])
     heir = (await door.get("/v1/whoami", token=new)).json["principal"]
-    assert (await door.post(f"{CONSUMERS}/billing/give", {"to": heir}, token=old)).status == 204
+    owner = (await door.get("/v1/whoami", token=old)).json["principal"]
+    give = f"{CONSUMERS}/billing/give?owner={owner}"
+    assert (await door.post(give, {"to": heir})).status == 204
     feed.close()
     assert (await door.get(CONSUMERS, token=old)).json == {"consumers": []}
     taken = await open_consumer(door, new)
@@ -107,9 +111,52 @@ async def test_a_new_token_is_given_the_consumer(door: Any) -> None:
     assert [(one.record.value, one.attempt) for one in again] == [(b"1", 2)]
     taken.close()
     (await open_consumer(door, old)).close()
-    assert (await door.post(f"{CONSUMERS}/billing/give", {"to": heir}, token=old)).slug == "consumer-conflict"
+    assert (await door.post(give, {"to": heir})).slug == "consumer-conflict"
     for body in ({"to": ""}, {"to": "a\nb"}, {"to": "x" * 257}, {}, {"to": 5}, {"to": "x", "y": 1}):
-        assert (await door.post(f"{CONSUMERS}/billing/give", body, token=old)).slug == "body-malformed"
+        assert (await door.post(give, body)).slug == "body-malformed"
+
+
+async def test_nobody_takes_the_names_of_others(door: Any) -> None:
+    """By giving away one made up after the other: past the bound for each owner, and in the place of what an heir will make."""
+    await door.publish("orders", ("k", "v"))
+    token = door.token("subscriber")
+    (await open_consumer(door, token)).close()
+    assert (await door.post(f"{CONSUMERS}/billing/give", {"to": "token:victim"}, token=token)).slug == "access-denied"
+    assert [one["name"] for one in (await door.get(CONSUMERS, token=token)).json["consumers"]] == ["billing"]
+
+
+async def test_nothing_is_told_of_topics_that_may_not_be_read(door: Any) -> None:
+    """Neither by the lag, nor by where a position is found, nor by which cursors there are."""
+    await door.publish("orders", Incoming(b"k", b"v", timestamp_ms=1_000))
+    secrets = [Incoming(b"k", b"v", timestamp_ms=5_000)] * 7
+    await door.publish("secrets", *secrets)
+    await door.publish("orders", Incoming(b"k", b"v", timestamp_ms=1_000))
+    token = door.token("orders-reader")
+    (await open_consumer(door, token, address="#")).close()
+    billing = f"{CONSUMERS}/billing"
+    assert (await door.get(billing, token=token)).json["lag_records"] == 2
+    assert [one["lag_records"] for one in (await door.get(CONSUMERS, token=token)).json["consumers"]] == [2]
+    end = (await door.call("POST", f"{billing}/seek?offset=latest", token=token)).json["next"]
+    found = await door.call("POST", f"{billing}/seek?timestamp=4000", token=token)
+    assert found.json["next"] == end
+    inside = [await door.call("POST", f"{billing}/seek?cursor=1-{index}", token=token) for index in (1, 6, 7, 99)]
+    assert {answer.status for answer in inside} == {416}  # 1 is the first of orders, where only 1-0 is
+    beyond = [await door.call("POST", f"{billing}/seek?cursor=2-{index}", token=token) for index in (1, 6, 7, 99)]
+    assert {answer.status for answer in beyond} == {200}
+    session = await door.session(token=token)
+    for index in (1, 99):
+        feed = await door.pipeline.consume(session, Filter.parse("#"), f"at-{index}", ConsumerOptions(), Cursor(2, index))
+        feed.close()
+
+
+async def test_who_may_read_no_more_is_told_no_more(door: Any) -> None:
+    await door.publish("orders", ("k", "v"))
+    token = door.token("orders-reader")
+    (await open_consumer(door, token)).close()
+    door.grant({"orders-reader": [{"actions": ["describe"], "topic": "orders"}]})
+    assert (await door.get(f"{CONSUMERS}/billing", token=token)).json["lag_records"] is None
+    assert (await door.call("POST", f"{CONSUMERS}/billing/seek?offset=earliest", token=token)).slug == "access-denied"
+    assert (await door.call("DELETE", f"{CONSUMERS}/billing", token=token)).status == 204
 
 
 @pytest.mark.parametrize("name", ["none", "%00", "a%2Fb", "%FF", "x" * 300])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
 from broker.delivery.consumer_options import ConsumerOptions
 from broker.delivery.filter import Filter
+from gateway import dead_letters
 from gateway.pipeline import Incoming
 
 LETTERS = "/v1/topics/orders.dlq/dead-letters"
@@ -137,6 +139,50 @@ async def test_rights(door: Any) -> None:
     assert (await door.get(f"{LETTERS}/0/1", token=eu)).slug == "no-dead-letter"  # as if it were not there
     assert (await door.post(REPLAYS, {"letters": [{"partition": 0, "offset": 1}]}, token=eu)).slug == "no-dead-letter"
     assert (await door.post(REPLAYS, replay, token=eu)).status == 200
+
+
+async def test_a_config_sends_letters_only_where_one_may_publish(door: Any) -> None:
+    """The node writes them: whoever sets the config would publish there by its hand."""
+    await door.publish("victim", ("k", "v"))
+    door.grant(
+        {
+            "mine": [{"actions": ["publish", "read", "describe", "create", "alter"], "topic": "mine*"}],
+            "some-keys": [{"actions": ["publish"], "topic": "victim", "key": "eu/*"}],
+        }
+    )
+    token = door.token("mine", "some-keys")
+    for topic in ("victim", "none"):
+        configs = {"dead.letter.topic": topic}
+        assert (await door.post("/v1/topics", {"name": "mine", "configs": configs}, token=token)).slug == "access-denied"
+    assert (await door.post("/v1/topics", {"name": "mine"}, token=token)).status == 201
+    for topic, slug in (("victim", "access-denied"), ("none", "access-denied"), ("a b", "invalid-config")):
+        change = json.dumps({"configs": {"dead.letter.topic": topic}}).encode()
+        answer = await door.call("PATCH", "/v1/topics/mine", change, token=token, headers={"content-type": "application/json"})
+        assert answer.slug == slug, topic
+    change = json.dumps({"configs": {"dead.letter.topic": "mine.letters"}}).encode()
+    answer = await door.call("PATCH", "/v1/topics/mine", change, token=token, headers={"content-type": "application/json"})
+    assert answer.status == 200
+
+
+async def test_a_replay_holds_no_more_than_its_bound(door: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dead_letters, "REPLAY_BYTES_MAX", 4_000)
+    await bury(door, *["x" * 990] * 20)
+    read = door.count("records_out_total", protocol="rest")
+    fetched = []
+    fetch = door.pipeline.fetch
+
+    async def counted(*arguments: Any) -> Any:
+        page = await fetch(*arguments)
+        fetched.extend(page.records)
+        return page
+
+    monkeypatch.setattr(door.pipeline, "fetch", counted)
+    answer = await door.post(REPLAYS, {"letters": [{"partition": 0, "offset": offset} for offset in range(20)]})
+    assert (answer.status, answer.slug) == (413, "body-too-large")
+    assert len(fetched) <= 8  # two pages of the bound: one that fits, one that does not any more
+    assert door.count("records_out_total", protocol="rest") == read
+    few = {"letters": [{"partition": 0, "offset": offset} for offset in range(2)]}
+    assert (await door.post(REPLAYS, few)).status == 200
 
 
 async def test_purging(door: Any) -> None:

@@ -35,6 +35,17 @@ async def test_nobody_by_default(door: Any, origin: str) -> None:
     assert (await door.get("/v1/records/orders/k")).body == b"v"
 
 
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+async def test_parts_of_foreign_pages(door: Any, site: str) -> None:
+    """`<script src=...>` sends no Origin, but may send a client certificate, and runs what comes."""
+    await door.publish("orders", ("k", "v"))
+    script = {"sec-fetch-site": site, "sec-fetch-mode": "no-cors", "sec-fetch-dest": "script"}
+    for path in ("/v1/records/orders/k", "/v1/topics/orders/events", "/v1/topics", "/docs/docs.js"):
+        assert (await door.get(path, headers=script)).slug == "origin-refused"
+    for said in ({"sec-fetch-site": "same-origin"}, {"sec-fetch-site": "none"}, {"sec-fetch-mode": "navigate"}):
+        assert (await door.get("/v1/records/orders/k", headers=script | said)).body == b"v"
+
+
 async def test_those_that_are_named(open_door: Any) -> None:
     door = open_door(origins=(APP,))
     await door.publish("orders", ("k", "v"))

@@ -130,7 +130,7 @@ async def test_records_are_deleted_up_to_an_offset(door: Any) -> None:
 async def test_deletions_of_records_that_are_refused(door: Any) -> None:
     await door.post(TOPICS, {"name": "orders", "partitions": 1})
     rows = [
-        ("orders", {"partition": 1}, 404, "unknown-partition"),
+        ("orders", {"partition": 1}, 409, "partition-not-there"),
         ("orders", {"partition": 0, "before_offset": 1}, 416, "offset-out-of-range"),
         ("orders", {"partition": 0, "before_offset": -1}, 400, "body-malformed"),
         ("orders", {"before_offset": 0}, 400, "body-malformed"),

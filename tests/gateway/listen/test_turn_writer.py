@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from gateway.listen.turn_writer import PENDING_BYTES_MAX, TurnWriter
+from gateway.listen.turn_writer import PENDING_BYTES_MAX, TLS_WRITE_BYTES_MAX, TurnWriter
 from tests.gateway.listen.served import serving, until
 
 
 class Remembering(asyncio.Transport):
     """Keeps what it is told, in order."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, *, tls: bool = False) -> None:
+        super().__init__({"ssl_object": object()} if tls else None)
         self.told: list[Any] = []
         self.closing = False
 
@@ -62,6 +62,18 @@ async def test_a_producer_that_never_yields_meets_the_bound(transport: Rememberi
     for _ in range(10):
         writer.write(bytes(PENDING_BYTES_MAX // 2))
     assert [len(data) for data in transport.told] == [PENDING_BYTES_MAX] * 5
+
+
+async def test_tls_gets_a_record_at_a_time() -> None:
+    """OpenSSL keeps a buffer as large as the largest single write for as long as the connection lasts."""
+    transport = Remembering(tls=True)
+    writer = TurnWriter(transport, asyncio.get_running_loop())
+    data = bytes(range(256)) * 200
+    writer.write(data)
+    writer.write(b"end")
+    await asyncio.sleep(0)
+    assert b"".join(transport.told) == data + b"end"
+    assert max(len(part) for part in transport.told) == TLS_WRITE_BYTES_MAX
 
 
 async def test_closing_writes_first(transport: Remembering) -> None:

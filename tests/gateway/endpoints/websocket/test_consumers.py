@@ -7,6 +7,7 @@ import asyncio
 import msgpack
 import pytest
 
+from broker.delivery.ledger import Ledger
 from tests.gateway.endpoints.websocket.conftest import until
 from tests.gateway.endpoints.websocket.test_delivery import numbers
 from tests.gateway.endpoints.websocket.test_msgpack import packed
@@ -52,6 +53,29 @@ class TestAcknowledging:
             assert (numbers([again]), again["attempt"]) == ([2], 2)
             await node.publish("orders", 1, first=4)
             assert numbers(await client.records(1)) == [4]
+
+    async def test_what_waits_for_the_log_is_bounded_in_bytes(self, node, monkeypatch):
+        """A tag is as long as its sender likes, until somebody looks at it: a log that stalls must not gather them."""
+        waiting, peak = 0, 0
+        confirm = Ledger.confirm
+
+        async def slow(ledger):
+            nonlocal waiting, peak
+            waiting += 1
+            peak = max(peak, waiting)
+            await asyncio.sleep(0.05)
+            waiting -= 1
+            await confirm(ledger)
+
+        await node.publish("orders", 1)
+        async with node.client() as client:
+            await consume(client, **START)
+            await client.records(1)
+            monkeypatch.setattr(Ledger, "confirm", slow)
+            for number in range(16):
+                await client.say({"op": "ack", "sub": "s", "ref": number, "tags": ["x" * 900_000]})
+            assert [(await client.hear())["ref"] for _ in range(16)] == list(range(16))
+        assert peak <= 5  # websocket.publish_bytes_in_flight_max is 4 MiB
 
     async def test_nack_brings_it_again_at_once(self, node):
         await node.publish("orders", 2)
