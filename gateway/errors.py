@@ -53,12 +53,20 @@ class RequestInvalid(GatewayError):
     """The caller can mend it: the message says what and where."""
 
 
+REASON_CHARS_MAX = 300
+"""Decoders quote what they cannot read, which may be all of it."""
+
+
+def _bounded(reason: str) -> str:
+    return reason if len(reason) <= REASON_CHARS_MAX else f"{reason[: REASON_CHARS_MAX - 3]}..."
+
+
 class BodyMalformed(RequestInvalid):
     """`where` is "byte 17", "line 3" or a path such as "$[3].key"; None where the whole body is meant."""
 
     def __init__(self, reason: str, where: str | None = None) -> None:
-        self.reason, self.where = reason, where
-        super().__init__(f"the body cannot be read: {reason}" + (f", at {where}" if where else ""))
+        self.reason, self.where = _bounded(reason), where
+        super().__init__(f"the body cannot be read: {self.reason}" + (f", at {where}" if where else ""))
 
 
 class ParameterInvalid(RequestInvalid):

@@ -25,7 +25,8 @@ from broker.log.store import LogStore
 
 logger = logging.getLogger("sprawl.log")
 
-SMALL_WRITE_BUFFERS = 64  # more pieces than this are joined: one copy is cheaper than that many iovecs (about 0.2 us each)
+SMALL_WRITE_BUFFERS = 64  # more pieces than this are joined where they are small: a copy is cheaper than iovecs (0.2 us each)
+SMALL_BUFFER_BYTES = 4096  # on average; pieces of 64 KiB are written from where they are: copying one costs 7 us and more
 QUEUE_RETRY_AFTER_MS = 50
 SEAL_AT_CLOSE_SECONDS = 10.0  # a journal that cannot be sealed while the node stops is sealed at the next start
 
@@ -154,7 +155,9 @@ class Committer:
     def _write_now(self, group: Group, staged: StagedWrite | None, sync: bool) -> None:
         """Blocking: the journal first, then the view that follows from it."""
         buffers = group.buffers
-        group.file.file.write_at(group.position, [b"".join(buffers)] if len(buffers) > SMALL_WRITE_BUFFERS else buffers)
+        small = group.end - group.position < SMALL_BUFFER_BYTES * len(buffers)
+        joined = small and len(buffers) > SMALL_WRITE_BUFFERS
+        group.file.file.write_at(group.position, [b"".join(buffers)] if joined else buffers)
         if not sync:
             # Its position would confirm bytes that a power cut may take: with "os" the view waits for the next sync too.
             if staged is not None:

@@ -165,3 +165,10 @@ def test_refusals_that_are_told_are_not_logged_as_failures(caplog: pytest.LogCap
 )
 def test_headers_of_refusals(error: Exception, headers: dict[bytes, bytes]) -> None:
     assert dict(answer_headers(error)) == headers
+
+
+def test_a_body_that_cannot_be_read_is_not_told_back_whole() -> None:
+    """Found by fuzzing: msgspec quotes a value that is none of an enumeration, however long it is."""
+    error = BodyMalformed("Invalid value '" + "[" * 100_000 + "'", "$.op")
+    assert len(str(error)) < 400
+    assert str(error).endswith("..., at $.op")

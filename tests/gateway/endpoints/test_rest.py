@@ -186,7 +186,7 @@ class TestAnswers:
 
     async def test_a_failure_within_an_answer_ends_it(self, door: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         await door.publish("orders", ("k", "v"))
-        monkeypatch.setattr("gateway.endpoints.sse.to_answer", lambda *_: 1 / 0)
+        monkeypatch.setattr("gateway.endpoints.sse_live.to_answer", lambda *_: 1 / 0)
         call = door.begin("GET", "/v1/topics/orders/events?from=earliest")
         await call.task
         assert (call.status, call.complete) == (200, False)
