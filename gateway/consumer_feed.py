@@ -10,17 +10,15 @@ But what may end in a dead-letter topic that the consumer chose itself needs the
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from broker.delivery.consumer import Consumed, Consumer, Settled
 from broker.delivery.filter import Filter
 from broker.delivery.position import Cursor
-from broker.delivery.subscription import record_bytes
 from broker.engine.base import Damage, Gap
 from gateway.feed import Rights
-from security.policy.quotas import Quota
+from gateway.place import Place
 from security.principal import Session
 
 if TYPE_CHECKING:
@@ -35,10 +33,7 @@ class ConsumerFeed:
 
     def __init__(self, pipeline: Pipeline, session: Session, rights: Rights, consumer: Consumer) -> None:
         self._pipeline, self._session, self._rights, self._consumer = pipeline, session, rights, consumer
-        self._unpaid_bytes = 0
-        self._closed = False
-        pipeline.feeds += 1
-        pipeline.metrics.subscriptions.labels(session.protocol).inc()
+        self._place = Place(pipeline, session)
 
     @property
     def name(self) -> str:
@@ -82,13 +77,11 @@ class ConsumerFeed:
         deadline_ms = self._now_ms() + wait_max_ms
         self._rights.require()
         self._may_bury()
-        if not await self._paid(deadline_ms):
+        if not await self._place.paid(deadline_ms):
             return []
         left_ms = max(0, deadline_ms - self._now_ms())
         found = await self._consumer.next(bytes_max=bytes_max, records_max=records_max, wait_max_ms=left_ms, cut=self._rights.cut)
-        size = sum([record_bytes(consumed.record) for consumed in found])
-        self._unpaid_bytes = size
-        self._pipeline.deliver(self._session, len(found), size)
+        self._place.deliver(found)
         return found
 
     async def ack(self, tags: Sequence[str]) -> Settled:
@@ -125,11 +118,8 @@ class ConsumerFeed:
 
     def close(self) -> None:
         """Give its place back; what was in flight is due at once for whoever uses the consumer next. Twice does no harm."""
-        if not self._closed:
-            self._closed = True
+        if self._place.leave():
             self._consumer.close()
-            self._pipeline.feeds -= 1
-            self._pipeline.metrics.subscriptions.labels(self._session.protocol).dec()
 
     def _still_valid(self) -> None:
         self._pipeline.chain.still_valid(self._session.principal)
@@ -137,19 +127,6 @@ class ConsumerFeed:
     def _may_bury(self) -> None:
         """What comes now may put letters into the topic of the consumer's own choice."""
         self._pipeline.require_dead_letters(self._session, self._consumer.dead_letter_topic)
-
-    async def _paid(self, deadline_ms: int) -> bool:
-        """Pay for what was delivered; whether that was possible before the deadline."""
-        while self._unpaid_bytes:
-            wait_ms = self._pipeline.owed_ms(self._session, Quota.BYTES_OUT, self._unpaid_bytes)
-            if wait_ms == 0:
-                self._unpaid_bytes = 0
-                break
-            left_ms = deadline_ms - self._now_ms()
-            if left_ms <= 0:
-                return False
-            await asyncio.sleep(min(wait_ms, left_ms) / 1_000)
-        return True
 
     def _now_ms(self) -> int:
         return self._pipeline.clock.monotonic_ms()

@@ -9,8 +9,8 @@ from broker.delivery.filter import Filter
 from broker.delivery.position import Cursor
 from broker.delivery.subscription import SCAN_BYTES_MAX, Delivered, Subscription, record_bytes
 from broker.engine.base import Damage, Gap
+from gateway.place import Place
 from security.policy.model import Action, Decision
-from security.policy.quotas import Quota
 from security.principal import Session
 
 if TYPE_CHECKING:
@@ -83,10 +83,7 @@ class Feed:
     def __init__(self, pipeline: Pipeline, session: Session, rights: Rights, subscription: Subscription) -> None:
         self._pipeline, self._session, self._rights = pipeline, session, rights
         self._subscription = subscription
-        self._unpaid_bytes = 0
-        self._closed = False
-        pipeline.feeds += 1
-        pipeline.metrics.subscriptions.labels(session.protocol).inc()
+        self._place = Place(pipeline, session)
 
     @property
     def cursor(self) -> Cursor:
@@ -101,7 +98,7 @@ class Feed:
     @property
     def owes(self) -> bool:
         """What was delivered last is not paid for yet."""
-        return self._unpaid_bytes > 0
+        return self._place.owes
 
     def seek(self, cursor: Cursor) -> None:
         """Go on there, after a time in which somebody else delivered. The feed has to be at the end of what it has read."""
@@ -127,12 +124,13 @@ class Feed:
         deadline_ms = self._now_ms() + wait_max_ms
         cut_bytes = 0
         self._rights.require()
-        while await self._paid(deadline_ms):
+        while await self._place.paid(deadline_ms):
             left_ms = max(0, deadline_ms - self._now_ms())
             read = await self._subscription.next(bytes_max=bytes_max, records_max=records_max, wait_max_ms=left_ms)
             found = self._rights.cut(read)
             if found:
-                return self._deliver(found)
+                self._place.deliver(found)
+                return found
             cut_bytes += sum([record_bytes(delivered.record) for delivered in read])
             if self._now_ms() >= deadline_ms and (self.at_end or cut_bytes >= SCAN_BYTES_MAX or not read):
                 break
@@ -141,29 +139,7 @@ class Feed:
 
     def close(self) -> None:
         """Give its place back; more than once does no harm."""
-        if not self._closed:
-            self._closed = True
-            self._pipeline.feeds -= 1
-            self._pipeline.metrics.subscriptions.labels(self._session.protocol).dec()
-
-    async def _paid(self, deadline_ms: int) -> bool:
-        """Pay for what was delivered; whether that was possible before the deadline."""
-        while self._unpaid_bytes:
-            wait_ms = self._pipeline.owed_ms(self._session, Quota.BYTES_OUT, self._unpaid_bytes)
-            if wait_ms == 0:
-                self._unpaid_bytes = 0
-                break
-            left_ms = deadline_ms - self._now_ms()
-            if left_ms <= 0:
-                return False
-            await asyncio.sleep(min(wait_ms, left_ms) / 1_000)
-        return True
-
-    def _deliver(self, found: list[Delivered]) -> list[Delivered]:
-        size = sum([record_bytes(delivered.record) for delivered in found])
-        self._unpaid_bytes = size
-        self._pipeline.deliver(self._session, len(found), size)
-        return found
+        self._place.leave()
 
     def _now_ms(self) -> int:
         return self._pipeline.clock.monotonic_ms()

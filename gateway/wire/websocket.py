@@ -151,7 +151,13 @@ def _authority(url: str, scheme: str) -> tuple[str, int] | None:
         port = parts.port
     except ValueError:
         return None
-    if parts.scheme != scheme or not parts.hostname or parts.username is not None or parts.path or parts.query:
+    # `urlsplit` takes tabs and newlines out and an empty query off: another text would pass as this one.
+    if (
+        parts.scheme != scheme
+        or not parts.hostname
+        or parts.username is not None
+        or url.lower() != f"{scheme}://{parts.netloc}".lower()
+    ):
         return None
     return parts.hostname, port or (443 if scheme == "https" else 80)
 
