@@ -279,6 +279,8 @@ class EmbeddedEngine:
                 damage.to_offset - 1,
                 damage.reason,
             )
+        for lost in self._store.unattributed:  # of no known partition: state, or batches whose headers are gone
+            logger.error("damaged: commit sequences %d to %d (%s)", lost.start, lost.end, lost.reason)
 
     async def close(self) -> None:
         if not self._running:

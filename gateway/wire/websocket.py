@@ -157,6 +157,7 @@ def _authority(url: str, scheme: str) -> tuple[str, int] | None:
         or not parts.hostname
         or parts.username is not None
         or url.lower() != f"{scheme}://{parts.netloc}".lower()
+        or not parts.netloc.endswith("" if port is None else f":{port}")
     ):
         return None
     return parts.hostname, port or (443 if scheme == "https" else 80)

@@ -194,6 +194,7 @@ class TestOrigin:
             ("h\tttps://localhost:8443", "localhost:8443", True, [], False),
             ("https://local\thost:8443", "localhost:8443", True, [], False),
             ("https://localhost:8443#x", "localhost:8443", True, [], False),
+            ("https://localhost:08443", "localhost:8443", True, [], False),
             ("https://localhost:8443?", "localhost:8443", True, [], False),
             (" https://localhost:8443", "localhost:8443", True, [], False),
             ("null", "localhost:8443", True, [], False),
