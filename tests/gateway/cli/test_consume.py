@@ -129,5 +129,5 @@ def test_it_comes_back_after_the_node_was_killed(tmp_path: Path) -> None:
         shown += [json.loads(line) for line in rest.splitlines()]
         numbers = [int(record["text"]) for record in shown]
         assert set(numbers) == set(range(2_000))
-        assert len(numbers) - 2_000 <= 2 * 100  # no more than were open: sent ahead, or settled and not yet confirmed
+        assert len(numbers) - 2_000 <= 1_000  # no more than may be open (delivery.ack_pending_max), however often it was cut off
         assert killed.stop() == 0
