@@ -19,7 +19,7 @@ from gateway.cli.positions import Position
 from gateway.cli.selection import Selection
 
 if TYPE_CHECKING:
-    from websockets.sync.client import ClientConnection
+    from gateway.cli.websocket_client import WebSocketClient
 
 # Another connection has the consumer, or it is gone: to come back would only take it away again.
 FINAL_SLUGS = frozenset({"/problems/consumer-taken-over", "/problems/consumer-deleted"})
@@ -103,7 +103,7 @@ class Consumption(Feed):
         if self.connections > 1:
             self._notice("connected again")
 
-    def _receive(self, socket: ClientConnection) -> Iterator[Page]:
+    def _receive(self, socket: WebSocketClient) -> Iterator[Page]:
         try:
             frame = socket.recv(timeout=self._idle_s)
         except TimeoutError:

@@ -21,16 +21,12 @@ from gateway.cli.selection import Selection
 
 if TYPE_CHECKING:
     from websockets.exceptions import ConnectionClosed
-    from websockets.sync.client import ClientConnection
+
+    from gateway.cli.websocket_client import WebSocketClient
 
 SUBPROTOCOL = "sprawl.v1.json"
 SUBSCRIPTION = "cli"
-OPEN_TIMEOUT_S = 10.0
 ANSWER_TIMEOUT_S = 10.0
-
-# A record of 1 MiB is 1.4 MB as base64 in JSON; a frame holds several. What the node sends beyond this is a fault.
-FRAME_BYTES_MAX = 64 * 1024 * 1024
-FRAMES_WAITING_MAX = 16
 
 # In a row, without a subscription in between: with the backoff about two minutes.
 ATTEMPTS_MAX = 30
@@ -112,7 +108,7 @@ class Feed:
         self._partition, self._notice, self._sleep = partition, notice, sleep
         self.position = position
         self.connections = 0
-        self._socket: ClientConnection | None = None
+        self._socket: WebSocketClient | None = None
         self._closed = False
 
     def close(self) -> None:
@@ -160,30 +156,19 @@ class Feed:
             except TimeoutError as error:
                 raise unreachable(self._connection, error) from None
 
-    def _connect(self) -> ClientConnection:
+    def _connect(self) -> WebSocketClient:
         from websockets.exceptions import InvalidHandshake, InvalidStatus
-        from websockets.sync.client import connect
-        from websockets.typing import Subprotocol
 
-        token = self._connection.token
+        from gateway.cli.websocket_client import WebSocketClient
+
         try:
-            return connect(
-                self._connection.websocket_url,
-                ssl=self._connection.tls() if self._connection.encrypted else None,
-                additional_headers={"Authorization": f"Bearer {token}"} if token else None,
-                subprotocols=[Subprotocol(SUBPROTOCOL)],
-                compression=None,
-                open_timeout=OPEN_TIMEOUT_S,
-                max_size=FRAME_BYTES_MAX,
-                max_queue=FRAMES_WAITING_MAX,
-                proxy=None if self._connection.is_loopback else True,
-            )
+            return WebSocketClient(self._connection, SUBPROTOCOL)
         except InvalidStatus as error:
             raise self._problem(_decode_problem(error.response.status_code, bytes(error.response.body or b""))) from None
         except (OSError, TimeoutError, InvalidHandshake, EOFError) as error:
             raise unreachable(self._connection, error) from None
 
-    def _subscribe(self, socket: ClientConnection) -> None:
+    def _subscribe(self, socket: WebSocketClient) -> None:
         socket.send(msgspec.json.encode(self._members()).decode())
         until = time.monotonic() + ANSWER_TIMEOUT_S
         while True:
@@ -205,7 +190,7 @@ class Feed:
         if self.connections > 1:
             self._notice(f"connected again, going on at cursor {self.position.cursor}")
 
-    def _receive(self, socket: ClientConnection) -> Iterator[Page]:
+    def _receive(self, socket: WebSocketClient) -> Iterator[Page]:
         for message in decode_messages(socket.recv()):
             self._raise_problem(message)
             for lost in (*message.damage, *message.gaps):

@@ -90,20 +90,13 @@ class RoundTrip:
 
     def _publish_websocket(self, marker: str) -> None:
         from websockets.exceptions import WebSocketException
-        from websockets.sync.client import connect
-        from websockets.typing import Subprotocol
+
+        from gateway.cli.websocket_client import WebSocketClient
 
         connection = self._client.connection
         message = {"op": "publish", "ref": 1, "topic": self._topic, "key": KEY, "text": marker}
         try:
-            with connect(
-                connection.websocket_url,
-                ssl=connection.tls() if connection.encrypted else None,
-                additional_headers={"Authorization": f"Bearer {connection.token}"} if connection.token else None,
-                subprotocols=[Subprotocol(SUBPROTOCOL)],
-                open_timeout=WAIT_S,
-                proxy=None if connection.is_loopback else True,
-            ) as socket:
+            with WebSocketClient(connection, SUBPROTOCOL) as socket:
                 socket.send(json.dumps(message))
                 for _ in range(2):  # ready, then the answer
                     answer = json.loads(socket.recv(timeout=WAIT_S))

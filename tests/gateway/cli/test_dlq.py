@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import ssl
 from typing import Any
 
 import pytest
-from websockets.sync.client import connect
+
+from gateway.cli.connection import Connection
+from gateway.cli.websocket_client import WebSocketClient
 
 pytestmark = pytest.mark.services
 
@@ -15,10 +16,7 @@ pytestmark = pytest.mark.services
 def consume(node: Any, topic: str, name: str, *, reject: int = 0, ack: int = 0, detail: str = "") -> list[Any]:
     """Receive all that there is, acknowledge the first ones and reject the ones after them."""
     profile = node.profile
-    context = ssl.create_default_context(cafile=str(profile.ca))
-    url = profile.url.replace("https://", "wss://") + "/v1/ws"
-    headers = {"Authorization": f"Bearer {profile.token}"}
-    with connect(url, ssl=context, additional_headers=headers, subprotocols=["sprawl.v1.json"], proxy=None) as socket:  # type: ignore[list-item]
+    with WebSocketClient(Connection(profile.url, profile.ca, profile.token), "sprawl.v1.json") as socket:
 
         def ask(**operation: Any) -> None:
             socket.send(json.dumps(operation))
