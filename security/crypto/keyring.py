@@ -113,6 +113,14 @@ class Keyring:
             epoch = self._epochs[topic_id] = self._open_epoch(topic_id)
         return epoch
 
+    def separate_epoch(self, topic_id: bytes) -> Epoch:
+        """One beside the epoch that batches are appended under, for whoever seals on another thread: it is his alone.
+
+        Its `wrapped` key has to be durable before anything under it counts. Raises KeyShredded.
+        """
+        self._require_root(topic_id)
+        return self._open_epoch(topic_id)
+
     def rotate(self, topic_id: bytes) -> None:
         """Seal with the current DEK no more: the next `sealing_epoch` makes a new one."""
         self._epochs.pop(topic_id, None)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
 from security.errors import CredentialsInvalid, CredentialsMissing
+from security.identity.scram import ScramProof
 from security.principal import ANONYMOUS, Principal, PrincipalKind
 
 
@@ -19,9 +20,10 @@ class NoCredential:
 
 @dataclass(frozen=True, slots=True)
 class BearerToken:
-    """A token as it came, without the word `Bearer`."""
+    """A token as it came, without the word `Bearer`; `name` is whose it is said to be, where the protocol has room for that."""
 
     text: str = field(repr=False)
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,7 @@ class ClientCertificate:
     der: bytes = field(repr=False)
 
 
-Credential: TypeAlias = NoCredential | BearerToken | ClientCertificate
+Credential: TypeAlias = NoCredential | BearerToken | ClientCertificate | ScramProof
 
 
 class IdentityProvider(Protocol):

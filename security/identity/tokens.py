@@ -19,19 +19,18 @@ import base64
 import hashlib
 import hmac
 import re
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import msgspec
 
 from security.errors import CredentialsInvalid, SecurityError, TokenExpired, TokenRevoked
 from security.identity.chain import BearerToken, Credential
+from security.identity.shared_store import STALE_MS_MAX, SharedStore, State
 from security.identity.token_file import (
     KeptToken,
-    Stamp,
     TokenFile,
     TokenFileBody,
     TokenRecord,
@@ -59,7 +58,6 @@ ROLES_PER_TOKEN_MAX = 32
 SCOPES_PER_TOKEN_MAX = 64
 NAME_CHARS_MAX = 128
 TTL_MS_MAX = 100 * 366 * 24 * 60 * 60 * 1_000  # a hundred years; what is to last longer has no end
-STALE_MS_MAX = 60_000  # as long as decisions may use an old policy while its store is away
 
 _ID_BYTES = 8
 _ID_CHARS = 12
@@ -89,22 +87,11 @@ class _Known:
         self.principal: Principal | None = None
 
 
-class _State:
-    """What one version of the file said. Replaced whole, so readers on other threads see one version or the other."""
-
-    __slots__ = ("body", "stamp", "tokens")
-
-    def __init__(self, stamp: Stamp | None, body: TokenFileBody) -> None:
-        self.stamp = stamp
-        self.body = body
-        self.tokens = {kept.record.id: _Known(kept) for kept in body.tokens}
+_TokenState: TypeAlias = State[TokenFileBody, dict[str, _Known]]
 
 
-class TokenStore:
-    """The tokens of a node. `clock_ms` is Unix time, `random(n)` gives n bytes fit for keys.
-
-    A missing file is a new store when it is opened, and damage once it has been seen. Raises `TokenStoreDamaged`.
-    """
+class TokenStore(SharedStore[TokenFileBody, dict[str, _Known]]):
+    """The tokens of a node. `clock_ms` is Unix time, `random(n)` gives n bytes fit for keys. Raises `TokenStoreDamaged`."""
 
     def __init__(
         self,
@@ -116,16 +103,11 @@ class TokenStore:
         stale_ms_max: int = STALE_MS_MAX,
     ) -> None:
         self.tokens_max = tokens_max
-        self.stale_ms_max = stale_ms_max
-        self.epoch = 1  # grows with every change of content: live connections are then judged again
-        self._clock_ms = clock_ms
         self._random = random
-        self._changes = threading.Lock()
-        self._file = TokenFile(path)
-        self._damage: str | None = None
-        self._damaged_since_ms = 0
-        self._state = _State(None, TokenFileBody())
-        self._state = self._load()
+        super().__init__(TokenFile(path), clock_ms, stale_ms_max)
+
+    def _index(self, body: TokenFileBody) -> dict[str, _Known]:
+        return {kept.record.id: _Known(kept) for kept in body.tokens}
 
     # Reading: memory only, any thread.
 
@@ -138,7 +120,7 @@ class TokenStore:
         parsed = _TOKEN.fullmatch(token_text)
         if parsed is None:
             raise CredentialsInvalid("malformed")
-        known = self._state.tokens.get(parsed[1])
+        known = self._state.index.get(parsed[1])
         digest = hashlib.sha256(parsed[2].encode()).digest()
         proved = hmac.compare_digest(digest, _NO_DIGEST if known is None else known.digest)
         if known is None or not proved:
@@ -149,7 +131,7 @@ class TokenStore:
     def still_valid(self, principal: Principal) -> None:
         """Raise what `authenticate` would raise now; and `CredentialsInvalid` when the token's rights are no longer these."""
         self._refuse_when_stale()
-        known = self._state.tokens.get(principal.credential_id or "")
+        known = self._state.index.get(principal.credential_id or "")
         if known is None:
             raise CredentialsInvalid("unknown")
         self._refuse_dead(known.record)
@@ -158,11 +140,7 @@ class TokenStore:
 
     def list(self) -> Sequence[TokenRecord]:
         """All records, oldest first, the revoked and expired too."""
-        return sorted((known.record for known in self._state.tokens.values()), key=lambda r: (r.created_at_ms, r.id))
-
-    def _refuse_when_stale(self) -> None:
-        if self._damage is not None and abs(self._clock_ms() - self._damaged_since_ms) >= self.stale_ms_max:
-            raise TokenStoreDamaged(self._file.path, self._damage)
+        return sorted((known.record for known in self._state.index.values()), key=lambda r: (r.created_at_ms, r.id))
 
     def _refuse_dead(self, record: TokenRecord) -> None:
         if record.revoked_at_ms is not None:
@@ -186,7 +164,7 @@ class TokenStore:
     def revoke(self, token_id: str) -> TokenRecord:
         """Revoke for ever, durable on return; a second time changes nothing. Raises `TokenUnknown`, and as `create`."""
         with self._changing() as state:
-            known = state.tokens.get(token_id)
+            known = state.index.get(token_id)
             if known is None:
                 raise TokenUnknown(token_id[:_ID_CHARS])
             if known.record.revoked_at_ms is not None:
@@ -196,22 +174,8 @@ class TokenStore:
             self._write(TokenFileBody(state.body.admin_made, tuple(kept)))
             return record
 
-    def reload_if_changed(self) -> bool:
-        """Take what another process changed; whether anything did. Raises `TokenStoreDamaged`, see the module's text."""
-        with self._changes:
-            try:
-                if self._damage is None and self._file.stamp() == self._state.stamp:
-                    return False
-                state = self._load()
-            except TokenStoreDamaged as damage:
-                if self._damage is None:
-                    self._damaged_since_ms = self._clock_ms()
-                self._damage = damage.reason
-                raise
-            return self._take(state)
-
     def _add(
-        self, state: _State, name: str, roles: Sequence[str], scopes: Sequence[Scope] | None, ttl_ms: int | None
+        self, state: _TokenState, name: str, roles: Sequence[str], scopes: Sequence[Scope] | None, ttl_ms: int | None
     ) -> tuple[str, TokenRecord]:
         now_ms = self._clock_ms()
         token_id = self._new_id(state)
@@ -229,13 +193,13 @@ class TokenStore:
         self._write(TokenFileBody(admin_made, (*self._room_for_one(state, now_ms), kept)))
         return f"sprawl_{token_id}_{secret}", record
 
-    def _new_id(self, state: _State) -> str:
+    def _new_id(self, state: _TokenState) -> str:
         while True:  # 60 bits: a second round is a once-in-a-lifetime event
             token_id = base64.b32encode(self._random(_ID_BYTES)).decode().lower()[:_ID_CHARS]
-            if token_id not in state.tokens:
+            if token_id not in state.index:
                 return token_id
 
-    def _room_for_one(self, state: _State, now_ms: int) -> tuple[KeptToken, ...]:
+    def _room_for_one(self, state: _TokenState, now_ms: int) -> tuple[KeptToken, ...]:
         """At the bound dead tokens are forgotten: unknown is refused like revoked."""
         kept = state.body.tokens
         if len(kept) >= self.tokens_max:
@@ -243,32 +207,6 @@ class TokenStore:
         if len(kept) >= self.tokens_max:
             raise TokenStoreFull("tokens_max", self.tokens_max)
         return kept
-
-    @contextmanager
-    def _changing(self) -> Iterator[_State]:
-        """The newest state, with every other writer, thread or process, kept out."""
-        with self._changes, self._file.locked():
-            self._take(self._load())
-            yield self._state
-
-    def _write(self, body: TokenFileBody) -> None:
-        self._file.write(body)
-        self._take(_State(self._file.stamp(), body))
-
-    def _load(self) -> _State:
-        stamp = self._file.stamp()  # before reading, so that a change in between is seen as one the next time
-        body = self._file.read()
-        if body is None and self._state.stamp is not None:
-            raise TokenStoreDamaged(self._file.path, "it was there and is gone")
-        return _State(stamp, body or TokenFileBody())
-
-    def _take(self, state: _State) -> bool:
-        changed = state.body != self._state.body
-        self._damage = None
-        self._state = state
-        if changed:
-            self.epoch += 1
-        return changed
 
 
 def bootstrap_admin(store: TokenStore, name: str = "admin") -> str | None:
@@ -322,7 +260,10 @@ class TokenProvider:
     async def authenticate(self, credential: Credential) -> Principal:
         if not isinstance(credential, BearerToken):
             raise CredentialsInvalid("not_a_token")
-        return self._store.authenticate(credential.text)
+        principal = self._store.authenticate(credential.text)
+        if credential.name not in ("", "token", principal.name):
+            raise CredentialsInvalid("another_name")
+        return principal
 
     def still_valid(self, principal: Principal) -> None:
         self._store.still_valid(principal)

@@ -31,7 +31,8 @@ _ROLE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
 
 
 class Action(StrEnum):
-    """What is asked for. The first six are about a topic, the last three about the node."""
+    """What is asked for. The first six are about a topic, `group` and `transaction` about a consumer group and a transactional
+    id (whose name stands where a topic's does), the last three about the node."""
 
     PUBLISH = "publish"
     READ = "read"
@@ -39,6 +40,8 @@ class Action(StrEnum):
     CREATE = "create"
     ALTER = "alter"
     DELETE = "delete"
+    GROUP = "group"
+    TRANSACTION = "transaction"
     METRICS = "metrics"
     TOKENS = "tokens"
     ADMIN = "admin"
@@ -181,8 +184,8 @@ def _allowing(name: str, *actions: Action) -> Role:
 
 # Admin last: a refusal names the first roles that would help, and the smallest is the better advice.
 BUILT_IN_ROLES = (
-    _allowing("publisher", Action.PUBLISH, Action.DESCRIBE),
-    _allowing("subscriber", Action.READ, Action.DESCRIBE),
+    _allowing("publisher", Action.PUBLISH, Action.DESCRIBE, Action.TRANSACTION),
+    _allowing("subscriber", Action.READ, Action.DESCRIBE, Action.GROUP),
     _allowing("monitor", Action.METRICS, Action.DESCRIBE),
     _allowing("admin", *Action),
 )

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from security.files import replace_file
-from security.identity import token_file
+from security.identity import document_file
 from security.identity.token_file import (
     KeptToken,
     TokenFile,
@@ -79,7 +79,7 @@ def test_every_truncation_is_damage(file, monkeypatch):
     file.write(BODY)
     data = file.path.read_bytes()
     for end in range(len(data)):
-        monkeypatch.setattr(token_file, "read_private", lambda *_, cut=data[:end]: cut)
+        monkeypatch.setattr(document_file, "read_private", lambda *_, cut=data[:end]: cut)
         with pytest.raises(TokenStoreDamaged):
             file.read()
 
@@ -90,7 +90,7 @@ def test_every_flipped_bit_is_damage(file, monkeypatch):
     for position in range(8 * len(data)):
         spoiled = bytearray(data)
         spoiled[position // 8] ^= 1 << position % 8
-        monkeypatch.setattr(token_file, "read_private", lambda *_, spoiled=bytes(spoiled): spoiled)
+        monkeypatch.setattr(document_file, "read_private", lambda *_, spoiled=bytes(spoiled): spoiled)
         with pytest.raises(TokenStoreDamaged) as damaged:
             file.read()
         assert "lift 7" not in str(damaged.value)
@@ -99,13 +99,13 @@ def test_every_flipped_bit_is_damage(file, monkeypatch):
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=300))
 def test_no_bytes_break_it(file, monkeypatch, data):
-    monkeypatch.setattr(token_file, "read_private", lambda *_: data)
+    monkeypatch.setattr(document_file, "read_private", lambda *_: data)
     with pytest.raises(TokenStoreDamaged):
         file.read()
 
 
 def with_checksum(body):
-    return msgspec.json.encode(token_file._Document(1, token_file.hashlib.sha256(body).hexdigest(), msgspec.Raw(body)))
+    return msgspec.json.encode(document_file._Document(1, document_file.hashlib.sha256(body).hexdigest(), msgspec.Raw(body)))
 
 
 KEPT = msgspec.to_builtins(BODY.tokens[0])
@@ -148,7 +148,7 @@ def test_a_file_that_others_may_use_is_refused(file, open_mode):
 
 def test_a_disk_that_does_not_answer_is_damage_and_not_an_empty_store(file, monkeypatch):
     file.write(BODY)
-    monkeypatch.setattr(token_file, "read_private", fail)
+    monkeypatch.setattr(document_file, "read_private", fail)
     with pytest.raises(TokenStoreDamaged, match="planted"):
         file.read()
     monkeypatch.setattr(type(file.path), "stat", fail)
@@ -159,10 +159,10 @@ def test_a_disk_that_does_not_answer_is_damage_and_not_an_empty_store(file, monk
 def test_the_file_has_a_bound_both_ways(file, monkeypatch):
     file.write(BODY)
     size = len(file.path.read_bytes())
-    monkeypatch.setattr(token_file, "FILE_BYTES_MAX", size)
+    monkeypatch.setattr(document_file, "FILE_BYTES_MAX", size)
     file.write(BODY)
     assert file.read() == BODY
-    monkeypatch.setattr(token_file, "FILE_BYTES_MAX", size - 1)
+    monkeypatch.setattr(document_file, "FILE_BYTES_MAX", size - 1)
     with pytest.raises(TokenStoreFull, match="file_bytes_max"):
         file.write(BODY)
     with pytest.raises(TokenStoreDamaged, match="more than"):
@@ -170,8 +170,8 @@ def test_the_file_has_a_bound_both_ways(file, monkeypatch):
 
 
 def test_the_wait_for_the_lock_has_a_bound(file, monkeypatch):
-    monkeypatch.setattr(token_file, "LOCK_TRIES_MAX", 3)
-    monkeypatch.setattr(token_file, "LOCK_PAUSE_S", 0)
+    monkeypatch.setattr(document_file, "LOCK_TRIES_MAX", 3)
+    monkeypatch.setattr(document_file, "LOCK_PAUSE_S", 0)
     with file.locked(), pytest.raises(TokenStoreBusy, match=r"tokens\.json\.lock"), TokenFile(file.path).locked():
         pytest.fail("two had the lock at once")
 

@@ -183,7 +183,7 @@ class TestRoleAndBinding:
         actions = {role.name: role.rules[0].actions for role in BUILT_IN_ROLES}
         assert actions == {
             "admin": frozenset(Action),
-            "publisher": {Action.PUBLISH, Action.DESCRIBE},
-            "subscriber": {Action.READ, Action.DESCRIBE},
+            "publisher": {Action.PUBLISH, Action.DESCRIBE, Action.TRANSACTION},
+            "subscriber": {Action.READ, Action.DESCRIBE, Action.GROUP},
             "monitor": {Action.METRICS, Action.DESCRIBE},
         }
