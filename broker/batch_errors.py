@@ -3,12 +3,16 @@
 BrokerError
 ├── BatchRefused
 │   ├── CorruptBatch            its bytes contradict each other
+│   ├── IllegalBatch            a producer may not send such a batch
+│   ├── TimestampRefused        dated too far from the node's clock
 │   └── UnsupportedCompression  a codec number Kafka does not define
 └── RecordTooLarge
     └── BatchTooLarge           longer than a batch may be, or decompresses to more than allowed
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from broker.errors import BatchRefused, RecordTooLarge
 
@@ -19,6 +23,20 @@ class CorruptBatch(BatchRefused):
     def __init__(self, reason: str, position: int) -> None:
         super().__init__(f"{reason} at byte {position}; send it again, and if that repeats update the producer's library")
         self.reason, self.position = reason, position
+
+
+class IllegalBatch(BatchRefused):
+    """`records`: the index in the batch, and why, of those records that are to blame, where it is about records."""
+
+    def __init__(self, reason: str, records: Sequence[tuple[int, str]] = ()) -> None:
+        super().__init__(reason)
+        self.records = tuple(records)
+
+
+class TimestampRefused(BatchRefused):
+    def __init__(self, timestamp_ms: int, now_ms: int, config: str, limit_ms: int) -> None:
+        self.timestamp_ms, self.limit_ms = timestamp_ms, limit_ms
+        super().__init__(f"a timestamp of {timestamp_ms}, where {config} allows {limit_ms} ms from the node's {now_ms}")
 
 
 class UnsupportedCompression(BatchRefused):

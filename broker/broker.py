@@ -6,6 +6,7 @@ What is published in one call is one append: all of it is stored, or none.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from typing import cast
@@ -16,13 +17,15 @@ from broker.batch import Draft, build, walk
 from broker.batch_header import HEADER_BYTES
 from broker.columns import Batches, Columns, KeyPlaces
 from broker.compression import Compression
+from broker.delivery.committed import fetch_committed
 from broker.delivery.consumers import Consumers
-from broker.delivery.expiry import expired, expiry_header, living, living_batch
+from broker.delivery.expiry import expired, expiry_header, living
 from broker.delivery.filter import Filter
 from broker.delivery.position import Cursor, Position, check_cursor, find_start, find_start_of_many
 from broker.delivery.shared_scan import SharedScanOptions, SharedScans
 from broker.delivery.source import ScanSource, Source, TopicSource
 from broker.delivery.subscription import Subscription, record_bytes
+from broker.delivery.whole_batches import without_deleted, without_expired
 from broker.engine.base import (
     Append,
     Appended,
@@ -31,7 +34,9 @@ from broker.engine.base import (
     Engine,
     Fetched,
     KeyCopy,
+    OffsetForTime,
     PartitionOffsets,
+    StateChanges,
     Stored,
     Topic,
 )
@@ -41,10 +46,15 @@ from broker.idempotency import Changes, Idempotency
 from broker.idempotency_options import IdempotencyOptions
 from broker.message_ids import message_ids
 from broker.outgoing import Outgoing as Outgoing
+from broker.producers.options import ProducerOptions
+from broker.producers.producers import Producers
 from broker.record import MESSAGE_ID_HEADER, Record
 from broker.seams import Clock
 from broker.topics.configs import batch_bytes_max, edge_compression, strict_ttl
 from broker.topics.partitioner import Partitioner
+from broker.transactions.options import TransactionOptions
+from broker.transactions.stability import Stability
+from broker.transactions.transactions import Transactions
 
 # Keys whose partition is remembered: a quarter of a million in all, some 100 MB if every topic has so many.
 ROUTES_MAX = 64
@@ -99,6 +109,8 @@ class Broker:
         consumers: Consumers | None = None,
         shared_scan: SharedScanOptions | None = None,
         idempotency: IdempotencyOptions | None = None,
+        producers: ProducerOptions | None = None,
+        transactions: TransactionOptions | None = None,
     ) -> None:
         self._engine, self._clock, self._options = engine, clock, options
         self._consumers = consumers
@@ -107,6 +119,11 @@ class Broker:
             consumers.wide = self.shared_scans.source
         self._routes: dict[str, Route] = {}
         self.idempotency = Idempotency(engine, clock, idempotency or IdempotencyOptions())
+        self.stability = engine.decided = Stability(engine)
+        self.producers = Producers(engine, clock, producers or ProducerOptions(), self.stability)
+        self.transactions = Transactions(
+            engine, clock, transactions or TransactionOptions(), self.producers, self.stability
+        )
 
     @property
     def consumers(self) -> Consumers:
@@ -114,6 +131,10 @@ class Broker:
         if self._consumers is None:
             raise RuntimeError("this broker was made without consumers")
         return self._consumers
+
+    @property
+    def options(self) -> BrokerOptions:
+        return self._options
 
     # Topics
 
@@ -129,6 +150,9 @@ class Broker:
             raise UnknownTopic(name)
         return found
 
+    def topic_of(self, topic_id: bytes) -> Topic | None:
+        return self._engine.topic_of(topic_id)
+
     def offsets(self, topic: str) -> list[PartitionOffsets]:
         self.topic(topic)
         return self._engine.offsets(topic)
@@ -138,6 +162,22 @@ class Broker:
         number = self._options.partitions_default if partitions is None else partitions
         return await self._engine.create_topic(name, number, configs or {})
 
+    def check_new_topic(self, name: str, partitions: int | None = None, configs: Mapping[str, str] | None = None) -> Topic:
+        """What `create_topic` would make now, without id and time, and what it would refuse."""
+        number = self._options.partitions_default if partitions is None else partitions
+        self._engine.check_new_topic(name, number, configs or {})
+        return Topic(bytes(16), name, number, configs or {}, 0)
+
+    def check_altered(
+        self, name: str, *, partitions: int | None = None, configs: Mapping[str, str | None] | None = None
+    ) -> Topic:
+        """What `alter_topic` would make of the topic now, and what it would refuse."""
+        return self._engine.check_altered(name, partitions=partitions, configs=configs)
+
+    def sizes(self, topic: str) -> list[int]:
+        """Bytes of each partition as stored. UnknownTopic."""
+        return self._engine.sizes(topic)
+
     async def alter_topic(
         self, name: str, *, partitions: int | None = None, configs: Mapping[str, str | None] | None = None
     ) -> Topic:
@@ -145,7 +185,9 @@ class Broker:
 
     async def delete_topic(self, name: str) -> list[KeyCopy]:
         """Returns the key backups that still hold the topic's key."""
+        topic = self.topic(name)
         kept = await self._engine.delete_topic(name)
+        await self.transactions.forget(topic)
         if (route := self._routes.pop(name, None)) is not None:
             route.gathering.hand_over()  # to be refused
         return kept
@@ -188,6 +230,15 @@ class Broker:
             appends, durable=durable, changes=lambda landed: changes(found, _places(partitions, landed))
         )
         return _places(partitions, landed)
+
+    def submit(
+        self, appends: Sequence[Append], *, durable: bool, changes: StateChanges = ()
+    ) -> tuple[list[Appended], asyncio.Future[None] | None]:
+        """`Engine.submit` of whole batches, after what was gathered for their topics before them."""
+        for append in appends:
+            if (route := self._routes.get(append.topic)) is not None:
+                route.gathering.hand_over()
+        return self._engine.submit(appends, durable=durable, changes=changes)
 
     def _batches(self, topic: Topic, records: Sequence[Outgoing]) -> list[Append]:
         """What the batches are built from is gone when this returns, before the log is waited for: memory that is used again
@@ -296,7 +347,9 @@ class Broker:
 
     async def fetch(self, topic: str, partition: int, offset: int, *, records_max: int, bytes_max: int, wait_max_ms: int) -> Page:
         """Records from an offset on. OffsetOutOfRange, UnknownTopic, UnknownPartition."""
-        fetched = await self._engine.fetch(topic, partition, offset, bytes_max=bytes_max, wait_max_ms=wait_max_ms)
+        fetched = await fetch_committed(
+            self._engine, self.stability, self._clock, topic, partition, offset, bytes_max=bytes_max, wait_max_ms=wait_max_ms
+        )
         page = Page([], offset, fetched.log_start, fetched.high_watermark, list(fetched.damage))
         for stored in fetched.batches:
             if not _read_into(page, topic, stored, records_max, bytes_max, self._clock):
@@ -308,21 +361,40 @@ class Broker:
         """Whole batches from an offset on, for protocols whose clients open them (Kafka). They are passed unopened, expired
         records and all; only where the topic says strict.ttl those are cut. Errors as `fetch`."""
         fetched = await self._engine.fetch(topic, partition, offset, bytes_max=bytes_max, wait_max_ms=wait_max_ms)
-        if not strict_ttl(self.topic(topic).configs):
-            return fetched
-        left = [batch for stored in fetched.batches if (batch := _living_batch(stored, self._clock)) is not None]
-        return msgspec.structs.replace(fetched, batches=left)
+        return self._readable(topic, fetched)
+
+    def recent_batches(self, topic: str, partition: int, offset: int, *, bytes_max: int) -> Fetched | None:
+        """`fetch_batches` without waiting, of what is in memory; None where files have to be read."""
+        fetched = self._engine.fetch_recent(topic, partition, offset, bytes_max=bytes_max)
+        return fetched if fetched is None or not fetched.batches else self._readable(topic, fetched)
+
+    def _readable(self, topic: str, fetched: Fetched) -> Fetched:
+        kept = without_deleted(fetched)
+        return without_expired(kept, self._clock) if strict_ttl(self.topic(topic).configs) else kept
+
+    def watch(self, topic: str, wake: Callable[[], None]) -> Callable[[], None]:
+        """See `Engine.watch`."""
+        return self._engine.watch(topic, wake)
+
+    def next_sequence(self) -> int:
+        """The commit sequence after the newest visible batch: as long as it stays, no reader has missed anything."""
+        return self._engine.next_sequence()
 
     async def offset_for_time(self, topic: str, partition: int, timestamp_ms: int) -> int:
         """The first offset at or after this time; the next one to come where no record is that young."""
         found = await self._engine.offset_for_time(topic, partition, timestamp_ms)
         return found.offset if found.offset >= 0 else self.partition_offsets(topic, partition).high_watermark
 
+    async def first_at(self, topic: str, partition: int, timestamp_ms: int) -> OffsetForTime:
+        """See `Engine.offset_for_time`."""
+        return await self._engine.offset_for_time(topic, partition, timestamp_ms)
+
+    async def newest_time(self, topic: str, partition: int) -> OffsetForTime:
+        """See `Engine.offset_of_max_timestamp`."""
+        return await self._engine.offset_of_max_timestamp(topic, partition)
+
     def partition_offsets(self, topic: str, partition: int) -> PartitionOffsets:
-        offsets = self.offsets(topic)
-        if not 0 <= partition < len(offsets):
-            raise UnknownPartition(topic, partition, len(offsets))
-        return offsets[partition]
+        return self._engine.partition_offsets(topic, partition)
 
     async def latest(self, topic: str, key: bytes | None) -> tuple[int, Record] | None:
         """Partition and record of the newest record with this key, unless it has expired; a tombstone is a record."""
@@ -368,13 +440,6 @@ class Broker:
         await _check_cursor(ScanSource(self._engine, topics), position)
         wanted_key = None if filter.only_headers else filter.wants_key
         return Subscription(self._engine, self._clock, source, start, wanted, wanted_key)
-
-
-def _living_batch(stored: Stored, clock: Clock) -> Stored | None:
-    try:
-        return living_batch(stored, clock)
-    except (BatchRefused, RecordTooLarge):
-        return stored  # no record of it can be read here or anywhere: its reader finds that out as every other
 
 
 def _places(partitions: Sequence[int], landed: Sequence[Appended]) -> list[tuple[int, int]]:

@@ -21,6 +21,7 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     sealed_in_place: int
     merges: int
     merged_bytes: int
+    compactions: int
     log_starts_moved: int
     files_swept: int
     bytes_swept: int

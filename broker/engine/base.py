@@ -12,7 +12,7 @@ Order and visibility, for every engine:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import IntEnum
 from typing import Literal, Protocol, TypeAlias
 
@@ -30,7 +30,8 @@ class Topic(msgspec.Struct, frozen=True, gc=False):
 
 
 class Append(msgspec.Struct, frozen=True, gc=False):
-    """One batch for one partition. `batch` is a whole record batch v2 whose base offset is still 0.
+    """One batch for one partition. `batch` is a whole record batch v2 whose base offset is still 0; a view is copied before
+    `append` first waits, so the buffer under it may be used again.
 
     `keys` are the keys of the batch (None in it: a record without a key) when the edge that built it knows them: they feed
     the key index. Without them the batch is a candidate for every key.
@@ -38,7 +39,7 @@ class Append(msgspec.Struct, frozen=True, gc=False):
 
     topic: str
     partition: int
-    batch: bytes
+    batch: bytes | memoryview
     keys: Sequence[bytes | None] | None = None
     has_expiry: bool = False
 
@@ -48,6 +49,11 @@ class StateSpace(IntEnum):
 
     IDEMPOTENCY = 10
     POSITION = 11
+    GROUP = 12
+    GROUP_OFFSET = 13
+    PRODUCER = 14
+    TRANSACTION = 15
+    ABORTED = 16
 
 
 class StateChange(msgspec.Struct, frozen=True, gc=False):
@@ -169,8 +175,41 @@ class Capabilities(msgspec.Struct, frozen=True, gc=False):
     compaction: bool = False
 
 
+class AbortedRange(Protocol):
+    """Transactional records of the producer in [first offset, marker offset) of a partition do not count."""
+
+    @property
+    def producer_id(self) -> int: ...
+
+    @property
+    def first_offset(self) -> int: ...
+
+    @property
+    def marker_offset(self) -> int: ...
+
+
+class Decided(Protocol):
+    """What transactions leave to readers in commit order, and to those of the newest record of a key
+    (broker/transactions/stability.py). `Engine.fetch` and `Engine.offsets` know nothing of it: Kafka clients ask themselves."""
+
+    def stable_sequence(self, topic_ids: Iterable[bytes]) -> int:
+        """All batches of these topics below this commit sequence are decided; at most the next one to come."""
+
+    def committed(self, topic_id: bytes, stored: Stored) -> bool:
+        """False for markers, and for batches of transactions that are open or were aborted."""
+
+    def stable_offset(self, topic_id: bytes, partition: int, high_watermark: int) -> int:
+        """All below is decided; at most the high watermark. Compaction goes no further."""
+
+    def aborted(self, topic_id: bytes, partition: int, from_offset: int, to_offset: int) -> Sequence[AbortedRange]:
+        """Every aborted transaction with records in the range: compaction drops them."""
+
+
 class Engine(Protocol):
     """Errors are `broker.errors`. All methods run on the owner thread; none blocks it."""
+
+    decided: Decided | None
+    """Asked by `tail`, `scan` and `find_latest`; None where nobody writes transactions."""
 
     async def start(self) -> None: ...
 
@@ -182,6 +221,9 @@ class Engine(Protocol):
     def topics(self) -> Mapping[str, Topic]:
         """By name, in the order in which they were made; a live view, do not change it."""
 
+    def topic_of(self, topic_id: bytes) -> Topic | None:
+        """The topic with this id, if there is one."""
+
     async def create_topic(self, name: str, partitions: int, configs: Mapping[str, str]) -> Topic:
         """TopicExists, IllegalTopicName, InvalidConfig; durable when it returns."""
 
@@ -189,6 +231,14 @@ class Engine(Protocol):
         self, name: str, *, partitions: int | None = None, configs: Mapping[str, str | None] | None = None
     ) -> Topic:
         """Partitions only grow; a config of None goes back to its default."""
+
+    def check_new_topic(self, name: str, partitions: int, configs: Mapping[str, str]) -> None:
+        """What `create_topic` would refuse now."""
+
+    def check_altered(
+        self, name: str, *, partitions: int | None = None, configs: Mapping[str, str | None] | None = None
+    ) -> Topic:
+        """What `alter_topic` would make of the topic now, and what it would refuse."""
 
     async def delete_topic(self, name: str) -> list[KeyCopy]:
         """Records and keys go at once: the topic's root key is destroyed. What files say of its batches without it (offsets,
@@ -243,6 +293,9 @@ class Engine(Protocol):
         """At least one batch if there is one, whatever its size; waits while less than `bytes_min` is there. OffsetOutOfRange
         below the log start, also when the start has passed the offset meanwhile."""
 
+    def fetch_recent(self, topic: str, partition: int, offset: int, *, bytes_max: int) -> Fetched | None:
+        """`fetch` without waiting, of what is in memory; None where it is not, or where something was damaged."""
+
     async def tail(
         self,
         topic: str,
@@ -264,6 +317,11 @@ class Engine(Protocol):
         """The newest visible batch that holds a record with this key (None: without a key)."""
 
     def offsets(self, topic: str) -> list[PartitionOffsets]: ...
+
+    def partition_offsets(self, topic: str, partition: int) -> PartitionOffsets: ...
+
+    def sizes(self, topic: str) -> list[int]:
+        """Bytes of each partition as stored, those of deleted records included until their file goes."""
 
     async def offset_for_time(self, topic: str, partition: int, timestamp_ms: int) -> OffsetForTime:
         """The first record whose timestamp is at or after `timestamp_ms` (Kafka ListOffsets)."""

@@ -19,11 +19,13 @@ from typing import Any, TypeVar, cast
 
 import msgspec
 
+from broker.batch_header import with_base_offset, with_log_append_time
 from broker.engine.base import (
     Append,
     Appended,
     Capabilities,
     Damage,
+    Decided,
     Fetched,
     Gap,
     KeyCopy,
@@ -51,7 +53,9 @@ from broker.errors import (
     UnknownPartition,
     UnknownTopic,
 )
+from broker.log.cleaner import Cleaner
 from broker.log.commit import Committer
+from broker.log.compaction import Compaction
 from broker.log.footer import DamagedRange
 from broker.log.journal import Group, PendingBatch, PendingFrame
 from broker.log.layout import FLAG_CONTROL, FLAG_HAS_EXPIRY, FLAG_KEYS_COMPLETE, FLAG_TRANSACTIONAL, NO_TAG
@@ -62,6 +66,7 @@ from broker.log.options import LogOptions
 from broker.log.partition import PartitionLog
 from broker.log.recent import Recent
 from broker.log.retention import RetentionClock, expired_up_to
+from broker.log.rewriting import NULL_KEY
 from broker.log.startup import Opened, RecoveryReport, Startup
 from broker.log.state import (
     Entry,
@@ -76,10 +81,12 @@ from broker.log.state import (
 from broker.log.state_space import StateSpaces
 from broker.log.store import LogStore
 from broker.log.sweep import dead_files, drop_dead_extents, sweep
+from broker.retained import NO_TIMESTAMP, holds_records
 from broker.seams import Seams
 from broker.stats import EngineStats
 from broker.topics.addresses import legal_topic_name
-from broker.topics.configs import batch_bytes_max, check_configs
+from broker.topics.configs import batch_bytes_max, check_configs, compacted, dated_by_node
+from security.crypto.keyring import Epoch
 from security.crypto.keystore import KeyStore
 from security.errors import KeyMissing, KeyProblem, KeyShredded
 
@@ -87,8 +94,6 @@ logger = logging.getLogger("sprawl.log")
 
 LOCK_PATH = "LOCK"
 NEAR_BATCHES = 64  # a follower at most so far behind is served from the newest batches of all partitions
-# Stands for no key in the key index; a real key of these bytes only makes a candidate.
-NULL_KEY = b"\xff\x00sprawl null key"
 _BATCH_HEAD = struct.Struct(">qiibIhiqqqhii")
 BATCH_HEAD_BYTES = 61
 Result = TypeVar("Result")
@@ -111,6 +116,7 @@ class EmbeddedEngine:
         self._topics: dict[str, Topic] = {}
         self._by_id: dict[bytes, Topic] = {}
         self._batch_bytes_max: dict[str, int] = {}  # looked at for every batch
+        self._dated_here: set[str] = set()
         self._watchers: dict[str, dict[Callable[[], None], None]] = {}  # dicts keep order: a seed replays
         self._watchers_of_all: dict[Callable[[], None], None] = {}
         self._recent = Recent(self.options.ring_bytes_max)
@@ -135,7 +141,11 @@ class EmbeddedEngine:
         self._swept_bytes = 0
         self._merges = 0
         self._merged_bytes = 0
+        self._compactions = 0
+        self._compaction_epochs: dict[bytes, Epoch] = {}
+        self._cleaner = Cleaner(self._store, self._compaction_epoch)
         self.recovery = RecoveryReport()
+        self.decided: Decided | None = None
 
     # -- start and stop ---------------------------------------------------------------------------------------------------
 
@@ -259,7 +269,7 @@ class EmbeddedEngine:
             log.next_offset, log.tag = log.first_kept.offset, log.first_kept.chain_in or NO_TAG
         if log.extents:
             last = log.extents[-1].summary
-            log.next_offset, log.tag = max(log.next_offset, last.next_offset), last.chain_out
+            log.next_offset, log.tag = max(log.next_offset, last.next_offset), last.chain_out or NO_TAG
             log.ring_floor = max(extent.summary.max_sequence for extent in log.extents)
         log.high_watermark, log.visible_tag = log.next_offset, log.tag
 
@@ -312,20 +322,33 @@ class EmbeddedEngine:
             self._unlock = None
 
     def capabilities(self) -> Capabilities:
-        return Capabilities(durability=self.options.durability, commit_sequence=True, key_index=True)
+        return Capabilities(durability=self.options.durability, commit_sequence=True, key_index=True, compaction=True)
 
     # -- topics -----------------------------------------------------------------------------------------------------------
 
     def topics(self) -> Mapping[str, Topic]:
         return MappingProxyType(self._topics)
 
+    def topic_of(self, topic_id: bytes) -> Topic | None:
+        return self._by_id.get(topic_id)
+
     async def create_topic(self, name: str, partitions: int, configs: Mapping[str, str]) -> Topic:
+        self.check_new_topic(name, partitions, configs)
+        return await self._to_the_end(self._create(name, partitions, configs))
+
+    def check_new_topic(self, name: str, partitions: int, configs: Mapping[str, str]) -> None:
         self._require_running()
         if not legal_topic_name(name):
             raise IllegalTopicName(name)
+        self._require_new(name)
         self._check_partitions(name, partitions)
         check_configs(name, configs)
-        return await self._to_the_end(self._create(name, partitions, configs))
+
+    def _require_new(self, name: str) -> None:
+        if name in self._topics:
+            raise TopicExists(name)
+        if len(self._topics) >= self.options.topics_max:
+            raise InvalidConfig(name, "topics_max", f"the node has {len(self._topics)} topics already, its bound")
 
     async def _to_the_end(self, change: Coroutine[Any, Any, Result]) -> Result:
         """A caller that goes away meanwhile leaves no change half made: durable and not in memory, or the reverse."""
@@ -341,10 +364,7 @@ class EmbeddedEngine:
 
     async def _create(self, name: str, partitions: int, configs: Mapping[str, str]) -> Topic:
         async with self._naming:
-            if name in self._topics:
-                raise TopicExists(name)
-            if len(self._topics) >= self.options.topics_max:
-                raise InvalidConfig(name, "topics_max", f"the node has {len(self._topics)} topics already, its bound")
+            self._require_new(name)
             topic_id = _uuid4(self._seams.random.bytes(16))
             topic = Topic(topic_id, name, partitions, dict(configs), self._seams.clock.now_ms())
             await self._change_keystore("adding a topic's root key", lambda: self._keystore.add(topic_id))
@@ -357,6 +377,12 @@ class EmbeddedEngine:
     ) -> Topic:
         self._require_running()
         return await self._to_the_end(self._alter(name, partitions, configs or {}))
+
+    def check_altered(
+        self, name: str, *, partitions: int | None = None, configs: Mapping[str, str | None] | None = None
+    ) -> Topic:
+        self._require_running()
+        return self._altered(self._topic(name), partitions, configs or {})
 
     async def _alter(self, name: str, partitions: int | None, configs: Mapping[str, str | None]) -> Topic:
         async with self._naming:
@@ -398,6 +424,7 @@ class EmbeddedEngine:
                 raise
             await self._shred(topic.topic_id)
             self._store.forget_topic(topic.topic_id)
+            self._compaction_epochs.pop(topic.topic_id, None)
             await self._commit_entries([Entry(Kind.SHREDDING, topic.topic_id, None)], flush_view=False)
         self._wake([name])
         self._consider_merge()
@@ -433,6 +460,7 @@ class EmbeddedEngine:
         self._topics[topic.name] = topic
         self._by_id[topic.topic_id] = topic
         self._batch_bytes_max[topic.name] = batch_bytes_max(topic.configs)
+        (self._dated_here.add if dated_by_node(topic.configs) else self._dated_here.discard)(topic.name)
         for partition in range(topic.partitions):
             self._store.partition(topic.topic_id, partition)
 
@@ -440,6 +468,7 @@ class EmbeddedEngine:
         del self._topics[topic.name]
         del self._by_id[topic.topic_id]
         del self._batch_bytes_max[topic.name]
+        self._dated_here.discard(topic.name)
 
     def _topic(self, name: str) -> Topic:
         found = self._topics.get(name)
@@ -531,7 +560,10 @@ class EmbeddedEngine:
         delta, max_timestamp_ms, count, attributes = head[6], head[8], head[12], head[5]
         base, previous_tag = log.next_offset, log.tag
         sequence = self._next_sequence
-        clear = b"".join((base.to_bytes(8, "big"), memoryview(append.batch)[8:]))
+        batch = append.batch
+        if append.topic in self._dated_here and not attributes & KAFKA_CONTROL:
+            batch, max_timestamp_ms = with_log_append_time(batch, now_ms), now_ms
+        clear = with_base_offset(batch, base)
         hashes = None if append.keys is None else self._hashes(log.topic_id, append.keys)
         flags = 0 if hashes is None else FLAG_KEYS_COMPLETE
         if append.has_expiry or attributes & KAFKA_FLAGS:
@@ -691,6 +723,21 @@ class EmbeddedEngine:
             if not await self._visible(topic, deadline_ms, seen):
                 return fetched
 
+    def fetch_recent(self, topic: str, partition: int, offset: int, *, bytes_max: int) -> Fetched | None:
+        self._require_running()
+        found = self._topic(topic)
+        log = self._log(found, partition)
+        if not log.log_start <= offset <= log.high_watermark:
+            raise OffsetOutOfRange(topic, partition, offset, log.log_start, log.high_watermark)
+        if offset == log.high_watermark:
+            return Fetched([], offset, log.log_start, log.high_watermark, [])
+        taken = self._lookup.recent_from_offset(log, offset, min(bytes_max, self.options.fetch_bytes_max))
+        if not taken:
+            return None
+        if offset <= log.log_start:
+            taken = [_kept(log, stored) for stored in taken]
+        return Fetched(taken, taken[-1].next_offset, log.log_start, log.high_watermark, [])
+
     async def _fetch_now(self, name: str, partition: int, offset: int, bytes_max: int) -> Fetched:
         self._require_running()
         topic = self._topic(name)
@@ -723,6 +770,10 @@ class EmbeddedEngine:
             tail = await self._tail_now(topic, from_sequence, bytes_max, partitions, key)
             if tail.batches or tail.damage or tail.gap:
                 return tail
+            if from_sequence < tail.next_sequence < seen:  # past what was aborted, or compacted
+                from_sequence = tail.next_sequence
+                await asyncio.sleep(0)
+                continue
             from_sequence = max(from_sequence, tail.next_sequence)
             if not await self._visible(topic, deadline_ms, seen):
                 return tail
@@ -732,7 +783,8 @@ class EmbeddedEngine:
     ) -> Tail:
         self._require_running()
         topic = self._topic(name)
-        if from_sequence >= self._store.next_sequence:
+        end = self._end_of((topic.topic_id,))
+        if from_sequence >= end:
             return Tail([], from_sequence, [])
         key_hash = None if key is None else self._store.keys.hasher(topic.topic_id).hash(key)
         logs = self._logs(topic, partitions)
@@ -743,9 +795,23 @@ class EmbeddedEngine:
         else:
             with _unknown_when_deleted(name):
                 found = await self._lookup.from_sequence(logs, from_sequence, bytes_max, key_hash)
-        batches = [_kept(log, stored) for log, stored in found.stored]
+        batches = [_kept(log, stored) for log, stored in self._decided(found.stored, end)]
         damage = _damages([(topic, log, lost) for log, lost in found.damage])
-        return Tail(batches, found.reached, damage, _gaps([(topic.name, log) for log in logs], from_sequence, found.reached))
+        reached = min(found.reached, end)
+        return Tail(batches, reached, damage, _gaps([(topic.name, log) for log in logs], from_sequence, reached))
+
+    def _end_of(self, topic_ids: Iterable[bytes]) -> int:
+        """Where commit order ends for now: before what a transaction has left open."""
+        return self._store.next_sequence if self.decided is None else self.decided.stable_sequence(topic_ids)
+
+    def _decided(self, found: list[tuple[PartitionLog, Stored]], end: int) -> list[tuple[PartitionLog, Stored]]:
+        """Without markers and what was aborted, up to the end; and without batches of which compaction left nothing."""
+        found = [pair for pair in found if pair[1].max_timestamp_ms != NO_TIMESTAMP or holds_records(pair[1].batch)]
+        if (decided := self.decided) is None:
+            return found
+        return [
+            (log, stored) for log, stored in found if stored.sequence < end and decided.committed(log.topic_id, stored)
+        ]
 
     async def scan(self, from_sequence: int, *, topics: Callable[[str], bool], bytes_max: int, wait_max_ms: int = 0) -> Scan:
         deadline_ms = self._seams.clock.monotonic_ms() + wait_max_ms
@@ -754,10 +820,11 @@ class EmbeddedEngine:
             scan = await self._scan_now(from_sequence, topics, min(bytes_max, self.options.fetch_bytes_max))
             if scan.batches or scan.damage or scan.gap:
                 return scan
-            from_sequence = max(from_sequence, scan.next_sequence)
-            if from_sequence < seen:  # many batches of other topics were passed by: not to the end yet
+            if from_sequence < scan.next_sequence < seen:  # many batches of other topics were passed by: not to the end yet
+                from_sequence = scan.next_sequence
                 await asyncio.sleep(0)
                 continue
+            from_sequence = max(from_sequence, scan.next_sequence)
             if not await self._woken(self.watch_all, deadline_ms, seen):
                 return scan
 
@@ -767,6 +834,9 @@ class EmbeddedEngine:
             if from_sequence >= self._store.next_sequence:
                 return Scan([], from_sequence, [])
             picked = {topic.topic_id: topic for topic in self._topics.values() if topics(topic.name)}
+            end = self._end_of(picked)
+            if from_sequence >= end:
+                return Scan([], from_sequence, [])
             try:
                 found = await self._scan_topics(picked, from_sequence, bytes_max)
             except KeyShredded:
@@ -775,13 +845,14 @@ class EmbeddedEngine:
                 continue  # one was deleted while it was read: the others are not held up by it
             batches = [
                 (topic.name, _kept(log, stored))
-                for log, stored in found.stored
+                for log, stored in self._decided(found.stored, end)
                 if (topic := self._by_id.get(log.topic_id)) is not None
             ]
+            reached = min(found.reached, end)
             damage = _damages(
                 (topic, log, lost) for log, lost in found.damage if (topic := self._by_id.get(log.topic_id)) is not None
             )
-            return Scan(batches, found.reached, damage, self._gaps_of(picked, from_sequence, found.reached))
+            return Scan(batches, reached, damage, self._gaps_of(picked, from_sequence, reached))
 
     def _gaps_of(self, picked: Mapping[bytes, Topic], from_sequence: int, reached: int) -> list[Gap]:
         if from_sequence > self._cut_newest:
@@ -797,17 +868,28 @@ class EmbeddedEngine:
         logs = [log for topic in picked.values() for log in self._logs(topic)]
         return await self._lookup.from_sequence(logs, from_sequence, bytes_max, None)
 
+    def _readable(self, topic_id: bytes) -> Callable[[Stored], bool]:
+        decided = self.decided
+        return lambda stored: decided is None or decided.committed(topic_id, stored)
+
     async def find_latest(self, topic: str, partition: int, key: bytes | None) -> Stored | None:
         self._require_running()
         found = self._topic(topic)
         log = self._log(found, partition)
         key_hash = self._store.keys.hasher(found.topic_id).hash(NULL_KEY if key is None else key)
         with _unknown_when_deleted(topic):
-            latest = await self._lookup.newest_with_key(log, key, key_hash)
+            latest = await self._lookup.newest_with_key(log, key, key_hash, self._readable(found.topic_id))
         return None if latest is None else _kept(log, latest)
 
     def offsets(self, topic: str) -> list[PartitionOffsets]:
         return [PartitionOffsets(log.partition, log.log_start, log.high_watermark) for log in self._logs(self._topic(topic))]
+
+    def partition_offsets(self, topic: str, partition: int) -> PartitionOffsets:
+        log = self._log(self._topic(topic), partition)
+        return PartitionOffsets(partition, log.log_start, log.high_watermark)
+
+    def sizes(self, topic: str) -> list[int]:
+        return [sum(extent.summary.size for extent in log.extents) for log in self._logs(self._topic(topic))]
 
     async def offset_for_time(self, topic: str, partition: int, timestamp_ms: int) -> OffsetForTime:
         self._require_running()
@@ -854,6 +936,7 @@ class EmbeddedEngine:
             sealed_in_place=self._store.sealed_in_place,
             merges=self._merges,
             merged_bytes=self._merged_bytes,
+            compactions=self._compactions,
             log_starts_moved=self._log_starts_moved,
             files_swept=self._swept_files,
             bytes_swept=self._swept_bytes,
@@ -870,30 +953,56 @@ class EmbeddedEngine:
         if not self._running or (self._merging is not None and not self._merging.done()):
             return
         drop_dead_extents(self._store)
-        if choose(self._store) or dead_files(self._store):
+        if choose(self._store) or dead_files(self._store) or self._has_compacted():
             self._merging = asyncio.get_running_loop().create_task(self._merge_all(), name="merge")
 
     async def _merge_all(self) -> None:
         while self._running:
             if not await self._sweep():
                 return
-            if not (inputs := choose(self._store)):
+            merge = await self._next_merge()
+            if merge is None:
                 if dead_files(self._store):
                     continue
                 return
-            size = sum(extent.summary.size for file in inputs for extent in self._store.live_extents(file))
+            size = sum(extent.summary.size for file in merge.inputs for extent in self._store.live_extents(file))
             if not self._store.space.room_for(size):
                 return  # for the time of a merge both copies are there
-            merge = Merge(self._store, inputs)
             try:
                 snapshot, group = await self._write_merged(merge)
-            except (OSError, KeyProblem) as problem:
+            except (OSError, KeyProblem, BrokerError) as problem:
                 # Nothing was replaced yet: what was written is removed and the next full journal tries again.
-                logger.warning("merge of %d files put off: %s", len(inputs), problem)
+                logger.warning("merge of %d files put off: %s", len(merge.inputs), problem)
                 return await self._abandon(merge)
             await merge.take_over(snapshot, group)
             self._merges += 1
             self._merged_bytes += merge.bytes_moved
+            if isinstance(merge, Compaction):
+                self._recent.clear()  # readers of the newest would still meet what is gone from the files
+                self._compactions += 1
+
+    async def _next_merge(self) -> Merge | None:
+        if inputs := choose(self._store):
+            return Merge(self._store, inputs)
+        if not self._has_compacted():
+            return None
+        try:
+            return await self._cleaner.next(list(self._topics.values()), self.decided, self._retention_clock.now_ms())
+        except (OSError, KeyProblem) as problem:
+            logger.warning("compaction is put off: %s", problem)
+            return None
+
+    def _has_compacted(self) -> bool:
+        return any(compacted(topic.configs) for topic in self._topics.values())
+
+    async def _compaction_epoch(self, topic_id: bytes) -> Epoch:
+        """One a topic and life of the node; like every other it is durable in the state before anything is sealed under it."""
+        epoch = self._compaction_epochs.get(topic_id)
+        if epoch is None or epoch.exhausted:
+            epoch = self._store.keys.keyring.separate_epoch(topic_id)
+            await self._commit_entries([wrapped_key_entry(topic_id, epoch.key_id, epoch.wrapped)], flush_view=True)
+            self._compaction_epochs[topic_id] = epoch
+        return epoch
 
     async def _abandon(self, merge: Merge) -> None:
         try:
@@ -986,6 +1095,7 @@ class EmbeddedEngine:
                 await self.apply_retention()
             except (BrokerError, KeyProblem, OSError) as problem:
                 logger.warning("retention is put off to the next look: %s", problem)
+            self._consider_merge()  # lags of compaction end by the clock alone
 
 
 @contextmanager

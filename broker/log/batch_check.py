@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from broker.log.findings import Severity
 from broker.log.footer import DamagedRange
-from broker.log.layout import NO_TAG, BatchHeader, DirectoryEntry, parse_batch_header
+from broker.log.layout import FLAG_REWRITTEN, NO_TAG, BatchHeader, DirectoryEntry, chain_begins_anew, parse_batch_header
 from broker.log.reader import PartitionKey
 from broker.log.scan import FoundBatch
 from broker.log.sealing import batch_tag
@@ -73,7 +73,7 @@ class Batches:
         self._of = of
         self._known = known
         self._whole = whole
-        self._last: dict[PartitionKey, tuple[Expected, bytes | None]] = {}
+        self._last: dict[PartitionKey, tuple[Expected, bytes | None, int]] = {}
         self.spans: dict[PartitionKey, Span] = {}
 
     def check(self, data: bytes, at: int, want: Expected) -> None:
@@ -92,14 +92,15 @@ class Batches:
             self._missing(want, last[0].next_offset)
         if problem is not None or header is None:
             self._lost("batch", want, problem or "its header is damaged")
-            self._last[place] = (want, None)
+            self._last[place] = (want, None, 0)
             self._note(place, want, NO_TAG, None)
             return
-        if last is not None and last[1] not in (None, header.previous_tag) and last[0].next_offset == want.base_offset:
+        if last is not None and _breaks(last, want, header):
             self._lost("chain", last[0], "not the batch that its successor was chained to")
         tag = batch_tag(data, at, header)
-        self._last[place] = (want, tag)
-        self._note(place, want, header.previous_tag, tag)
+        self._last[place] = (want, tag, header.flags)
+        # What follows rewritten batches names the one that was replaced: only the footer says its tag.
+        self._note(place, want, header.previous_tag, None if header.flags & FLAG_REWRITTEN else tag)
 
     def _problem(self, data: bytes, at: int, header: BatchHeader | None, want: Expected) -> str | None:
         if want.topic_id not in self._of.live:
@@ -145,6 +146,14 @@ class Batches:
         place = (want.topic_id, want.partition)
         if not self._on_record(place, start, want.base_offset):
             self._of.add(Severity.LOST, "batch", "missing", place=place, offsets=(start, want.base_offset))
+
+
+def _breaks(last: tuple[Expected, bytes | None, int], want: Expected, header: BatchHeader) -> bool:
+    """Whether the batch before, ending where this one begins, is not the one this names."""
+    before, tag, flags = last
+    if tag in (None, header.previous_tag) or before.next_offset != want.base_offset:
+        return False
+    return not chain_begins_anew(flags, header.flags)
 
 
 def named(batch: FoundBatch) -> Expected:

@@ -120,7 +120,8 @@ class FileExamination:
             if part.topic_id in self.live:
                 known[place] = part.damage
                 self._on_record(part)
-                self.spans[place] = Span(self.entry.path, part.first_offset, part.next_offset, part.chain_in, part.chain_out)
+                chain_out = part.chain_out or None
+                self.spans[place] = Span(self.entry.path, part.first_offset, part.next_offset, part.chain_in, chain_out)
             expected += self._expected(part)
         expected.sort()
         window = Window(self._file, self.entry.data_end, self._progress)

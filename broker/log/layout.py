@@ -32,6 +32,13 @@ TRAILER_BYTES = 48
 
 FLAG_CONTROL, FLAG_TRANSACTIONAL, FLAG_REWRITTEN, FLAG_HAS_EXPIRY, FLAG_KEYS_COMPLETE = 1, 2, 4, 8, 16
 
+
+def chain_begins_anew(previous_flags: int, flags: int) -> bool:
+    """Whether a batch follows what compaction has rewritten: it names the predecessor that was replaced. Rewritten batches are
+    the first of their partition, and chained among themselves."""
+    return bool(previous_flags & FLAG_REWRITTEN and not flags & FLAG_REWRITTEN)
+
+
 _FILE = struct.Struct("<4sHHQ16sQI60sQ12x")
 _GROUP = struct.Struct("<4sIQQQIIQQ4x")
 _FRAME = struct.Struct("<4sIQII4x")

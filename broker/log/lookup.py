@@ -92,11 +92,15 @@ class Lookup:
 
     # -- by offset --------------------------------------------------------------------------------------------------------
 
+    def recent_from_offset(self, log: PartitionLog, offset: int, bytes_max: int) -> list[Stored] | None:
+        """The same out of memory; None where it does not reach back that far."""
+        recent = log.ring.from_offset(offset)
+        return None if recent is None else _up_to(recent, bytes_max)
+
     async def from_offset(self, log: PartitionLog, offset: int, bytes_max: int) -> Found:
         """Batches that hold or follow `offset`, up to `bytes_max` (at least one)."""
-        recent = log.ring.from_offset(offset)
-        if recent is not None:
-            taken = _up_to(recent, bytes_max)
+        taken = self.recent_from_offset(log, offset, bytes_max)
+        if taken is not None:
             return Found(taken, [], taken[-1].next_offset if taken else offset)
         place = (log.place, offset, bytes_max)
         going_on = self._pages.goes_on(place)
@@ -126,8 +130,8 @@ class Lookup:
             for ordinal in range(index.at_offset(reached), len(index)):
                 place = index.place(ordinal)
                 size += place.size
-                if wanted and size > bytes_max:
-                    return wanted, reached
+                if wanted and (size > bytes_max or place.base_offset < reached):
+                    return wanted, reached  # the latter: compaction has replaced the files meanwhile, and it reaches further
                 wanted.append(Wanted(extent.file, place, log.topic_id, log.partition))
                 reached = place.next_offset
             reached = max(reached, extent.summary.next_offset)
@@ -184,8 +188,10 @@ class Lookup:
 
     # -- by key -----------------------------------------------------------------------------------------------------------
 
-    async def newest_with_key(self, log: PartitionLog, key: bytes | None, key_hash: int) -> Stored | None:
-        """The newest batch that really holds the key: hashes and batches of unknown keys only make candidates."""
+    async def newest_with_key(
+        self, log: PartitionLog, key: bytes | None, key_hash: int, readable: Callable[[Stored], bool]
+    ) -> Stored | None:
+        """The newest readable batch that really holds the key: hashes and batches of unknown keys only make candidates."""
         below = log.high_watermark
         while below > log.log_start and (extent := _extent_below(log, below)) is not None:
             with _Held() as held:
@@ -196,7 +202,7 @@ class Lookup:
                     if want.place.next_offset <= log.log_start:
                         return None
                     stored = await self._one(log, want)
-                    if stored is not None and _holds(stored, key, log.log_start):
+                    if stored is not None and readable(stored) and _holds(stored, key, log.log_start):
                         return stored
             below = extent.summary.first_offset
         return None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -37,7 +37,7 @@ from security.errors import KeyProblem, KeyShredded, TamperedData
 CHUNK_BYTES = 1024 * 1024
 
 
-class _Source(NamedTuple):
+class Source(NamedTuple):
     """One partition's part in the merge: its extents in the input files, consecutive and in offset order, from the batch on
     that holds the log start `start`."""
 
@@ -50,14 +50,14 @@ class _Source(NamedTuple):
         return sum(extent.summary.size for extent in self.extents)
 
 
-class _Output:
+class Output:
     """One segment being written."""
 
     def __init__(self, entry: FileEntry, file: File) -> None:
         self.entry = entry
         self.file = file
         self.end = FILE_HEADER_BYTES
-        self.parts: list[tuple[PartitionSummary, BatchIndex, _Source]] = []
+        self.parts: list[tuple[PartitionSummary, BatchIndex, Source]] = []
         self.keys: dict[tuple[bytes, int], WrappedKey] = {}
         self.summary: Summary | None = None
 
@@ -66,7 +66,7 @@ class _Output:
         return f"{self.entry.path}.new"
 
 
-class _Chunk(NamedTuple):
+class Chunk(NamedTuple):
     """A run of batches of one extent to copy."""
 
     extent: Extent
@@ -78,8 +78,8 @@ class Merge:
 
     def __init__(self, store: LogStore, inputs: Sequence[LogFile]) -> None:
         self._store = store
-        self._inputs = list(inputs)
-        self._outputs: list[_Output] = []
+        self.inputs = list(inputs)
+        self._outputs: list[Output] = []
         self.bytes_moved = 0
         self.batches_moved = 0
         self.damage_found: list[DamagedRange] = []
@@ -92,18 +92,18 @@ class Merge:
                 await self._copy(output, source)
             await self._close_output(output)
 
-    def _plan(self) -> list[list[_Source]]:
+    def _plan(self) -> list[list[Source]]:
         """Sources by output: one each for partitions with enough bytes, and one for the rest."""
         sources = [
-            _Source(log, extents, log.log_start)
+            Source(log, extents, log.log_start)
             for log in self._store.partitions.values()
-            if (extents := [extent for extent in log.extents if extent.file in self._inputs])
+            if (extents := [extent for extent in log.extents if extent.file in self.inputs])
         ]
         own = [[source] for source in sources if source.size >= self._store.options.merge_own_bytes]
         rest = [source for source in sources if source.size < self._store.options.merge_own_bytes]
         return [*own, rest] if rest or (not own and self._unattributed()) else own
 
-    async def _open_output(self) -> _Output:
+    async def _open_output(self) -> Output:
         number = self._store.take_number()
         entry = FileEntry(number, FileKind.SEGMENT, FileState.SEALED, 0, 0, 0, b"", b"")
         salt = int.from_bytes(self._store.seams.random.bytes(8), "little")
@@ -121,7 +121,7 @@ class Merge:
             )
         )
         file = await self._store.seams.executor.run("background", lambda: self._create(f"{entry.path}.new", header))
-        output = _Output(entry, file)
+        output = Output(entry, file)
         self._outputs.append(output)
         return output
 
@@ -131,36 +131,21 @@ class Merge:
         file.write_at(0, [header])
         return file
 
-    async def _copy(self, output: _Output, source: _Source) -> None:
-        first, last = source.extents[0].summary, source.extents[-1].summary
-        summary = PartitionSummary(
-            first.topic_id,
-            first.partition,
-            max(extent.summary.generation for extent in source.extents),
-            first.first_offset,
-            last.next_offset,
-            0,
-            0,
-            0,
-            min(extent.summary.min_sequence for extent in source.extents),
-            max(extent.summary.max_sequence for extent in source.extents),
-            first.chain_in,
-            last.chain_out,
-            damage=[damage for extent in source.extents for damage in extent.summary.damage],
-        )
+    async def _copy(self, output: Output, source: Source) -> None:
+        summary = joined_summary(source.extents)
         index = BatchIndex()
         known: _Known | None = None
         for extent in source.extents:
             place_index = await self._store.index_of(extent)
             first_kept = place_index.at_offset(source.start)
             if first_kept and extent is source.extents[0]:
-                _begin_at(summary, place_index, first_kept)
-            for chunk in _chunks(extent, place_index, first_kept):
+                begin_at(summary, place_index, first_kept)
+            for chunk in chunks(extent, place_index, first_kept):
                 known = await self._copy_chunk(output, chunk, summary, index, known)
         output.parts.append((summary, index, source))
 
     async def _copy_chunk(
-        self, output: _Output, chunk: _Chunk, summary: PartitionSummary, index: BatchIndex, known: _Known | None
+        self, output: Output, chunk: Chunk, summary: PartitionSummary, index: BatchIndex, known: _Known | None
     ) -> _Known | None:
         job = _CopyJob(self._store.keys, chunk, output.file, output.end, known)
         file = chunk.extent.file
@@ -169,6 +154,13 @@ class Merge:
             await self._store.seams.executor.run("background", job.run)
         finally:
             file.release()
+        moved = job.end - output.end
+        self._take(output, job, summary, index)
+        await self._slowly(moved)
+        return job.known
+
+    def _take(self, output: Output, job: Written, summary: PartitionSummary, index: BatchIndex) -> None:
+        """What a job on a lane has written belongs to the output from now on."""
         fresh = [lost for lost in job.damage if not any(d.start <= lost.start and lost.end <= d.end for d in summary.damage)]
         summary.damage += fresh
         self.damage_found += fresh
@@ -179,17 +171,17 @@ class Merge:
             summary.max_timestamp_ms = max(summary.max_timestamp_ms, row[5])
         for place in job.key_places:
             output.keys.setdefault(place, WrappedKey(*place, self._store.keys.keyring.wrapped(*place)))
-        moved = job.end - output.end
-        output.end = job.end
-        self.bytes_moved += moved
+        self.bytes_moved += job.end - output.end
         self.batches_moved += len(job.rows)
-        await asyncio.sleep(moved / self._store.options.merge_bytes_per_s)
-        return job.known
+        output.end = job.end
 
-    async def _close_output(self, output: _Output) -> None:
+    async def _slowly(self, size: int) -> None:
+        await asyncio.sleep(size / self._store.options.merge_bytes_per_s)
+
+    async def _close_output(self, output: Output) -> None:
         lost = self._unattributed() if output is self._outputs[0] else []
         summary = Summary(
-            1, output.entry.number, [], list(output.keys.values()), [file.number for file in self._inputs], lost, 0, 0
+            1, output.entry.number, [], list(output.keys.values()), [file.number for file in self.inputs], lost, 0, 0
         )
         parts = [(part, index) for part, index, _ in output.parts]
         tag, placed = await self._store.seams.executor.run("background", lambda: self._finish(output, parts, summary))
@@ -199,7 +191,7 @@ class Merge:
             part.detail_position, part.detail_size = done.detail_position, done.detail_size
 
     def _finish(
-        self, output: _Output, parts: Sequence[tuple[PartitionSummary, BatchIndex]], summary: Summary
+        self, output: Output, parts: Sequence[tuple[PartitionSummary, BatchIndex]], summary: Summary
     ) -> tuple[bytes, list[PartitionSummary]]:
         """Blocking: the segment is whole and durable under its name before anybody lists it."""
         disk = self._store.seams.disk
@@ -227,15 +219,15 @@ class Merge:
             store.summaries[file.number] = output.summary
             for part, _, source in output.parts:
                 self._swap(source, Extent(file, part, None))
-        await store.replace(self._inputs, snapshot, group)
+        await store.replace(self.inputs, snapshot, group)
 
     def _unattributed(self) -> list[DamagedRange]:
         """Damage that no partition could be named for goes on with the first output."""
-        summaries = [self._store.summaries[file.number] for file in self._inputs if file.number in self._store.summaries]
+        summaries = [self._store.summaries[file.number] for file in self.inputs if file.number in self._store.summaries]
         return [damage for summary in summaries for damage in summary.unattributed]
 
     @staticmethod
-    def _swap(source: _Source, merged: Extent) -> None:
+    def _swap(source: Source, merged: Extent) -> None:
         """Damage that readers met while the merge ran is kept."""
         for extent in source.extents:
             merged.summary.damage += [d for d in extent.summary.damage if d not in merged.summary.damage]
@@ -257,18 +249,32 @@ class _Known(NamedTuple):
     base_offset: int
     next_offset: int
     tag: bytes
+    flags: int = 0
+
+
+Row = tuple[int, int, int, int, int, int, int, bytes, Sequence[int] | None]
+"""Of an index: what `BatchIndex.add` takes."""
+
+
+class Written(Protocol):
+    """A job's results."""
+
+    end: int
+    rows: list[Row]
+    damage: list[DamagedRange]
+    key_places: dict[tuple[bytes, int], None]
 
 
 class _CopyJob:
     """Reads a chunk, checks every batch, writes the good ones. Runs on a lane; the results are read afterwards."""
 
-    def __init__(self, keys: LogKeys, chunk: _Chunk, target: File, end: int, known: _Known | None) -> None:
+    def __init__(self, keys: LogKeys, chunk: Chunk, target: File, end: int, known: _Known | None) -> None:
         self._keys = keys
         self._chunk = chunk
         self._target = target
         self.end = end
         self.known = known
-        self.rows: list[tuple[int, int, int, int, int, int, int, bytes, Sequence[int] | None]] = []
+        self.rows: list[Row] = []
         self.damage: list[DamagedRange] = []
         self.key_places: dict[tuple[bytes, int], None] = {}
 
@@ -309,7 +315,7 @@ class _CopyJob:
         )
         pieces.append(data)
         self.end += len(data)
-        self.known = _Known(header.base_offset, header.next_offset, place.tag)
+        self.known = _Known(header.base_offset, header.next_offset, place.tag, header.flags)
         self.key_places[header.topic_id, header.key_id] = None
 
     def _belongs(self, header: BatchHeader, place: Place, data: bytes) -> bool:
@@ -329,23 +335,43 @@ class _CopyJob:
         return True
 
 
-def _begin_at(summary: PartitionSummary, index: BatchIndex, ordinal: int) -> None:
+def joined_summary(extents: Sequence[Extent]) -> PartitionSummary:
+    """Of the extent that takes the place of these, before anything is counted in it."""
+    first, last = extents[0].summary, extents[-1].summary
+    return PartitionSummary(
+        first.topic_id,
+        first.partition,
+        max(extent.summary.generation for extent in extents),
+        first.first_offset,
+        last.next_offset,
+        0,
+        0,
+        0,
+        min(extent.summary.min_sequence for extent in extents),
+        max(extent.summary.max_sequence for extent in extents),
+        first.chain_in,
+        last.chain_out,
+        damage=[damage for extent in extents for damage in extent.summary.damage],
+    )
+
+
+def begin_at(summary: PartitionSummary, index: BatchIndex, ordinal: int) -> None:
     """Batches below the log start are left behind: the merged extent begins with the first one that is kept."""
     summary.chain_in = index.place(ordinal - 1).tag
     summary.first_offset = index.place(ordinal).base_offset if ordinal < len(index) else index.place(ordinal - 1).next_offset
 
 
-def _chunks(extent: Extent, index: BatchIndex, first_kept: int = 0) -> list[_Chunk]:
-    chunks: list[_Chunk] = []
+def chunks(extent: Extent, index: BatchIndex, first_kept: int = 0) -> list[Chunk]:
+    cut: list[Chunk] = []
     size = CHUNK_BYTES
     for ordinal in range(first_kept, len(index)):
         place = index.place(ordinal)
         if size >= CHUNK_BYTES:
-            chunks.append(_Chunk(extent, []))
+            cut.append(Chunk(extent, []))
             size = 0
-        chunks[-1].places.append(place)
+        cut[-1].places.append(place)
         size += place.size
-    return chunks
+    return cut
 
 
 def choose(store: LogStore) -> list[LogFile]:

@@ -55,6 +55,10 @@ class LogOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     merge_bytes_per_s: int = 64 * MIB
     """Rate of the background merge."""
 
+    compaction_offsets_max: int = 2_000_000
+    """Offsets of a partition that one compaction sees for the first time, at most, but always those of one file: their keys are
+    in memory meanwhile, about 150 bytes each. The rest follows in the next one. Its rate is the merge's."""
+
     reserve_bytes: int = 64 * MIB
     """Kept back in a file of this size and given to deletions, retention and the log's own files when the disk is full; and when
     no more than as much again is free, records are refused with DiskFull before the disk refuses them. 0: neither."""

@@ -71,7 +71,8 @@ class Ring:
         at = bisect_right(self.items, offset, lo=self._dropped, key=lambda stored: stored.base_offset) - 1
         if self.items[at].next_offset <= offset:
             at += 1
-        return iter(self.items[at:])
+        items = self.items
+        return (items[n] for n in range(at, len(items)))  # most readers take a few
 
     def at(self, base_offset: int) -> Stored | None:
         """The batch that begins at this offset, if the ring has it."""
@@ -124,6 +125,11 @@ class PartitionLog:
     def place(self) -> tuple[bytes, int]:
         """Topic id and partition."""
         return self.topic_id, self.partition
+
+    @property
+    def generation(self) -> int:
+        """How often its beginning was compacted."""
+        return self.extents[0].summary.generation if self.extents else 0
 
     def roll_back(self) -> None:
         """Forget what was handed out and never became visible."""

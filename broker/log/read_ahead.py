@@ -96,9 +96,9 @@ class ReadAhead(Generic[Page]):
             await asyncio.wait(tasks)
 
 
-def _state(logs: Sequence[PartitionLog]) -> list[tuple[int, int]]:
-    """Records that were let go, or found damaged, are not given out."""
-    return [(log.log_start, sum(len(extent.summary.damage) for extent in log.extents)) for log in logs]
+def _state(logs: Sequence[PartitionLog]) -> list[tuple[int, int, int]]:
+    """Records that were let go, found damaged, or compacted, are not given out."""
+    return [(log.log_start, log.generation, sum(len(extent.summary.damage) for extent in log.extents)) for log in logs]
 
 
 def _look(task: asyncio.Task[Any]) -> None:

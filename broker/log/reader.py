@@ -16,8 +16,10 @@ from broker.log.index import Place
 from broker.log.layout import (
     BATCH_HEADER_BYTES,
     FLAG_HAS_EXPIRY,
+    FLAG_REWRITTEN,
     TAG_BYTES,
     BatchHeader,
+    chain_begins_anew,
     parse_batch_header,
     unpack_batch_header,
 )
@@ -86,19 +88,30 @@ def chained(wanted: Sequence[Wanted], opened: Sequence[Opened | DamagedRange]) -
     stored: list[Stored] = []
     owners: list[PartitionKey] = []
     damage: list[tuple[PartitionKey, DamagedRange]] = []
-    chains: dict[PartitionKey, tuple[int, bytes]] = {}
+    chains: dict[PartitionKey, tuple[LogFile, tuple[int, bytes, int]]] = {}
     for want, found in zip(wanted, opened, strict=True):
         owner = (want.topic_id, want.partition)
         if isinstance(found, DamagedRange):
             chains.pop(owner, None)
             damage.append((owner, found))
             continue
-        if chain_broken(chains.get(owner), found.header):
+        if chain_broken(_known_before(chains.get(owner), want, found.header), found.header):
             damage.append((owner, _drop_predecessor(stored, owners, owner)))
-        chains[owner] = (found.stored.next_offset, want.place.tag)
+        chains[owner] = (want.file, (found.stored.next_offset, want.place.tag, found.header.flags))
         stored.append(found.stored)
         owners.append(owner)
     return ReadBack(stored, damage)
+
+
+def _known_before(
+    before: tuple[LogFile, tuple[int, bytes, int]] | None, want: Wanted, header: BatchHeader
+) -> tuple[int, bytes, int] | None:
+    """What the batch is to be chained to. Files differ for a reader that was at work when compaction replaced one: what is
+    rewritten is chained within its own file only."""
+    if before is None:
+        return None
+    file, known = before
+    return None if file is not want.file and (known[2] | header.flags) & FLAG_REWRITTEN else known
 
 
 def parts(wanted: Sequence[Wanted], count: int) -> list[Sequence[Wanted]]:
@@ -186,9 +199,12 @@ def _open(keys: LogKeys, data: bytes, position: int, want: Wanted) -> tuple[Batc
         raise _Bad(f"its key is not to be had ({problem})") from problem
 
 
-def chain_broken(known: tuple[int, bytes] | None, header: BatchHeader) -> bool:
-    """Whether the batch read before, ending where this one begins, is not the one this was chained to."""
-    return known is not None and known[0] == header.base_offset and known[1] != header.previous_tag
+def chain_broken(known: tuple[int, bytes, int] | None, header: BatchHeader) -> bool:
+    """Whether the batch read before (next offset, tag, flags), ending where this one begins, is not the one this was chained
+    to."""
+    if known is None or known[0] != header.base_offset or known[1] == header.previous_tag:
+        return False
+    return not chain_begins_anew(known[2], header.flags)
 
 
 def _drop_predecessor(stored: list[Stored], owners: list[PartitionKey], owner: PartitionKey) -> DamagedRange:

@@ -18,11 +18,13 @@ from broker.log.layout import (
     BATCH_HEADER_BYTES,
     FILE_HEADER_BYTES,
     FLAG_KEYS_COMPLETE,
+    FLAG_REWRITTEN,
     GROUP_HEADER_BYTES,
     NO_TAG,
     TAG_BYTES,
     BatchHeader,
     GroupHeader,
+    chain_begins_anew,
 )
 from broker.log.manifest import FileEntry
 from broker.log.scan import FoundBatch, FoundFrame, FoundGroup, Gap, batches, frames
@@ -33,6 +35,8 @@ from security.crypto.keystore import SYSTEM_TOPIC_ID
 from security.errors import KeyProblem, KeyShredded, TamperedData
 
 PartitionKey = tuple[bytes, int]
+UNKNOWN_TAG = b""
+"""As the chain's end of a file: whatever follows is not compared with it."""
 EVERYTHING = 1 << 62
 """As `durable_through`: the whole file is confirmed."""
 STATE_LOST = "state entries of a frame do not authenticate"
@@ -54,14 +58,15 @@ class TailCut(msgspec.Struct, frozen=True, gc=False):
 
 class Chain:
     """Where a partition stands while it is read: `tag` None accepts any predecessor (after damage), `next_offset` None any
-    first offset."""
+    first offset. `flags`: of the batch before, 0 where only its tag is known."""
 
-    __slots__ = ("base_offset", "next_offset", "tag")
+    __slots__ = ("base_offset", "flags", "next_offset", "tag")
 
     def __init__(self, next_offset: int | None, tag: bytes | None, base_offset: int | None = None) -> None:
         self.next_offset = next_offset
         self.tag = tag
         self.base_offset = base_offset
+        self.flags = 0
 
 
 class RecoveredPartition:
@@ -341,7 +346,7 @@ class Recovery:
         if header.base_offset > chain.next_offset:
             place = (header.topic_id, header.partition)
             self._damaged(found, place, chain, header.base_offset, header.sequence, "missing")
-        elif self.chain_broken(chain.tag, header):
+        elif self.chain_broken(chain.tag, header) and not chain_begins_anew(chain.flags, header.flags):
             start = chain.base_offset if chain.base_offset is not None else max(0, header.base_offset - 1)
             part = self._partition(found, (header.topic_id, header.partition), chain, header.previous_tag, header.sequence)
             part.summary.damage.append(DamagedRange(start, header.base_offset, NOT_CHAINED))
@@ -358,7 +363,7 @@ class Recovery:
         part = self._partition(found, place, chain, chain.tag or NO_TAG, near_sequence)
         part.summary.damage.append(DamagedRange(chain.next_offset, end, reason))
         part.summary.next_offset = max(part.summary.next_offset, end)
-        chain.next_offset, chain.tag, chain.base_offset = end, None, None
+        chain.next_offset, chain.tag, chain.base_offset, chain.flags = end, None, None, 0
 
     @staticmethod
     def _partition(found: RecoveredFile, place: PartitionKey, chain: Chain, chain_in: bytes, sequence: int) -> RecoveredPartition:
@@ -392,6 +397,7 @@ class Recovery:
         summary.max_sequence = header.sequence
         summary.chain_out = tag
         chain.next_offset, chain.tag, chain.base_offset = header.next_offset, tag, header.base_offset
+        chain.flags = header.flags
         self._note_key(found, header)
         self.next_sequence = max(self.next_sequence, header.sequence + 1)
 
@@ -417,6 +423,9 @@ class Recovery:
         if sum(batch.header.sealed_bytes for batch in opened if batch.header) != end - FILE_HEADER_BYTES:
             # Batches lie back to back there. Which is missing nothing says: at a partition's end not even a hole in its offsets.
             found.unattributed.append(DamagedRange(0, 0, BYTES_LOST))
+        for part in found.partitions.values():
+            if len(part.index) and part.index.flags[-1] & FLAG_REWRITTEN:
+                part.summary.chain_out = UNKNOWN_TAG  # what was replaced ended so, and only the footer said how
         return found
 
 

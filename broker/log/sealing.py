@@ -77,9 +77,11 @@ class LogKeys:
         records: int,
         previous_tag: bytes,
         key_hashes: Sequence[int] | None,
+        epoch: Epoch | None = None,
     ) -> SealedBatch:
-        """`key_hashes` ascending and distinct, or None when the batch's keys were not looked at."""
-        epoch = self.keyring.sealing_epoch(topic_id)
+        """`key_hashes` ascending and distinct, or None when the batch's keys were not looked at. `epoch`: one that is the
+        caller's alone, on whatever thread; else the topic's current one, on the owner thread."""
+        epoch = epoch or self.keyring.sealing_epoch(topic_id)
         hashes = b"" if key_hashes is None else struct.pack(f"<{len(key_hashes)}Q", *key_hashes)
         size = BATCH_HEADER_BYTES + len(hashes) + len(clear) + TAG_BYTES
         nonce = epoch.next_nonce()

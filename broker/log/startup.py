@@ -320,7 +320,7 @@ class Startup:
             before = [extent for extent in log.extents if extent.summary.min_sequence < sequence]
             if before:
                 last = max((extent.summary for extent in before), key=lambda part: part.next_offset)
-                tag = None if self._damaged_near(before, last.next_offset) else last.chain_out
+                tag = None if self._damaged_near(before, last.next_offset) else last.chain_out or None
                 chains[place] = Chain(last.next_offset, tag)
         for place in self._starts:
             if place not in chains:
@@ -405,8 +405,16 @@ class Startup:
 
     def _load(self, entry: FileEntry) -> tuple[JournalBytes, int]:
         file = self._store.files[entry.number].file
-        end = file.size() if entry.state is FileState.OPEN else min(file.size(), entry.data_end)
+        end = self._end_of_open(entry) if entry.state is FileState.OPEN else min(file.size(), entry.data_end)
         return JournalBytes(file, end), end
+
+    def _end_of_open(self, entry: FileEntry) -> int:
+        """Before the footer, if one was written and the manifest was not told any more: its bytes are no group's."""
+        file = self._store.files[entry.number].file
+        try:
+            return read_summary(self._store.keys, file, entry.path, entry.number, None)[1]
+        except TamperedData:
+            return file.size()
 
     def _view_was_ahead(self) -> tuple[StateView, int, list[Entry]]:
         """It reflects a group that the journal no longer has: only damage to the newest group can do that."""

@@ -18,7 +18,7 @@ from broker.log.files import LogFile
 from broker.log.footer import DamagedRange, PartitionSummary, Summary, WrappedKey, build_footer, read_detail
 from broker.log.index import BatchIndex
 from broker.log.journal import ActiveJournal, pack_journal_header
-from broker.log.layout import FILE_HEADER_BYTES
+from broker.log.layout import FILE_HEADER_BYTES, FLAG_REWRITTEN, chain_begins_anew
 from broker.log.manifest import FileEntry, FileKind, FileState, Manifest, seal_manifest
 from broker.log.options import LogOptions
 from broker.log.partition import Extent, PartitionLog
@@ -287,16 +287,17 @@ class LogStore:
         data = file.file.read_at(0, file.entry.data_end)
         index = BatchIndex()
         damage: list[DamagedRange] = []
-        base, reached, tag = part.first_offset, part.first_offset, part.chain_in
+        base, reached, tag, flags = part.first_offset, part.first_offset, part.chain_in, 0
         found = [(b.position, b.header) for b in batches(data, FILE_HEADER_BYTES, len(data)) if b.header is not None]
         for position, header in sorted(found, key=lambda row: row[1].base_offset):
             if (header.topic_id, header.partition) != (part.topic_id, part.partition) or header.base_offset < reached:
                 continue
             if header.base_offset > reached:
                 damage.append(DamagedRange(reached, header.base_offset, HEADER_LOST))
-            elif header.previous_tag != tag:
+            elif header.previous_tag != tag and not chain_begins_anew(flags, header.flags):
                 damage.append(DamagedRange(base, reached, NOT_CHAINED))
             base, reached, tag = header.base_offset, header.next_offset, batch_tag(data, position, header)
+            flags = header.flags
             index.add(
                 base,
                 header.last_offset_delta,
@@ -310,7 +311,7 @@ class LogStore:
             )
         if reached < part.next_offset:
             damage.append(DamagedRange(reached, part.next_offset, HEADER_LOST))
-        elif tag != part.chain_out:
+        elif tag != part.chain_out and not flags & FLAG_REWRITTEN:  # of rewritten ones the footer says what was replaced
             damage.append(DamagedRange(base, reached, NOT_CHAINED))
         return index, [lost for lost in damage if lost.start < lost.end]
 

@@ -11,7 +11,7 @@ import pytest
 
 from broker.engine.base import Append, StateChange, StateSpace
 from broker.engine.embedded import EmbeddedEngine
-from broker.errors import AppendUnknown, BatchRefused, Overloaded, UnknownTopic
+from broker.errors import AppendUnknown, BatchRefused, DiskFailed, Overloaded, UnknownTopic
 from broker.log.commit import Committer
 from broker.log.files import LogFile
 from broker.log.journal import ActiveJournal
@@ -145,7 +145,7 @@ async def test_appends_are_refused_while_no_new_file_can_be_opened(
     failing_sync.left = 1
     with pytest.raises(AppendUnknown):
         await append(engine)
-    with pytest.raises(AppendUnknown, match="not tried"):
+    with pytest.raises(DiskFailed, match="no new journal file"):
         await append(engine)
     assert await count(engine) == 0, "reads go on"
     engine._committer._closing = True  # the retry is a minute away; closing does not wait for it

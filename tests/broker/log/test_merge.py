@@ -16,7 +16,7 @@ from broker.engine.embedded import EmbeddedEngine
 from broker.log.footer import DamagedRange
 from broker.log.layout import parse_batch_header
 from broker.log.manifest import FileKind, FileState
-from broker.log.merge import Merge, _Chunk, _CopyJob, _Known, choose
+from broker.log.merge import Chunk, Merge, _CopyJob, _Known, choose
 from broker.log.recovery import NOT_CHAINED, key_hashes
 from tests.broker.log.journals import one_record
 from tests.conftest import OpenEngine
@@ -243,7 +243,7 @@ async def test_a_chain_that_breaks_between_two_files_is_told(start: Start) -> No
     known = before.place(len(before) - 1)
     job = _CopyJob(
         engine._store.keys,
-        _Chunk(log.extents[1], [index.place(0)]),
+        Chunk(log.extents[1], [index.place(0)]),
         engine._store.seams.disk.open("scratch", create=True),
         0,
         _Known(known.base_offset, known.next_offset, wrong),

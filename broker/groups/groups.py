@@ -1,0 +1,495 @@
+"""The groups of a node: found, made, kept, expired. The machines decide (`classic.py`, `consumer.py`); here are their clock,
+their waits and their place in the log.
+
+What a machine wants kept is appended before its answers are given, so a member never learns what a restart would not know. Who
+waits in a join or a sync and goes away is taken out of the wait at once.
+
+A group is of one kind at a time. An empty one becomes the other kind when a member of that kind comes, and keeps its offsets;
+while it has members, the other kind is refused: there is no upgrade of a running group.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from typing import Any, TypeAlias
+
+import msgspec
+
+from broker.engine.base import Engine, StateSpace
+from broker.errors import BrokerError, StorageProblem
+from broker.groups import classic_keeping, consumer_keeping, keeping
+from broker.groups.classic import ClassicGroup
+from broker.groups.classic_member import Answer, Join, Joined, Sync, Synced, Ticket
+from broker.groups.consumer import ConsumerGroup
+from broker.groups.consumer_member import JOIN, Beat, Beaten
+from broker.groups.group_errors import (
+    GenerationIllegal,
+    GroupFull,
+    GroupIdInvalid,
+    GroupNotEmpty,
+    GroupProblem,
+    GroupUnknown,
+    MemberUnknown,
+    ProtocolInconsistent,
+    SessionTimeoutInvalid,
+)
+from broker.groups.group_options import GroupOptions
+from broker.groups.offsets import GroupOffset, GroupOffsets
+from broker.groups.subscription import PROTOCOL_TYPE, subscribed_topics
+from broker.seams import Clock, Random
+
+logger = logging.getLogger("sprawl.groups")
+
+Group: TypeAlias = ClassicGroup | ConsumerGroup
+
+CLIENT_ID_CHARS_MAX = 200  # of a member's id; what the client calls itself may be anything
+
+
+class GroupStats(msgspec.Struct, frozen=True):
+    groups: int
+    members: int
+    members_bytes: int
+
+
+class Groups:
+    """One for each node. Owner thread of the engine."""
+
+    def __init__(self, engine: Engine, clock: Clock, random: Random, options: GroupOptions | None = None) -> None:
+        self.options = options or GroupOptions()
+        self.offsets = GroupOffsets(engine, clock, self.options)
+        self._engine, self._clock, self._random = engine, clock, random
+        self._known: dict[str, Group] | None = None
+        self._keys: dict[str, frozenset[bytes]] = {}  # entries of each group that may be in the log
+        self._replaced: set[str] = set()  # groups that were of the other kind: all of that goes with their first entries
+        self._changed_at_ms: dict[str, int] = {}
+        self._sizes: dict[str, int] = {}
+        self._bytes = 0
+        self._timers: dict[str, tuple[int, asyncio.TimerHandle]] = {}
+        self._expiry: asyncio.Task[None] | None = None
+        self._background: set[asyncio.Task[Any]] = set()
+
+    def start(self) -> None:
+        """Bring the groups back, and begin to look after them. After the engine was started."""
+        for group in self._all().values():
+            self._arm(group)
+        self._expiry = asyncio.get_running_loop().create_task(self._expire_for_ever(), name="expiry of groups")
+
+    async def close(self) -> None:
+        """Before the engine is closed."""
+        for _, timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+        tasks = [*self._background, *([self._expiry] if self._expiry is not None else [])]
+        if self._expiry is not None:
+            self._expiry.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # Members
+
+    async def join(self, name: str, asked: Join) -> Joined:
+        """Waits for the other members. GroupProblem of any kind, and what the log refuses."""
+        self._check_name(name)
+        low, high = self.options.session_timeout_ms_min, self.options.session_timeout_ms_max
+        if not low <= asked.session_timeout_ms <= high:
+            raise SessionTimeoutInvalid(low, high)
+        self._check_join(asked)
+        if asked.member_id and name not in self._all():
+            raise MemberUnknown
+        timeout_ms = min(max(asked.rebalance_timeout_ms, 0), self.options.rebalance_timeout_ms_max)
+        asked = msgspec.structs.replace(asked, rebalance_timeout_ms=timeout_ms)
+        group = self._ensure_classic(name)
+        answer = await self._wait(group, lambda ticket: group.join(ticket, asked, self._new_id(asked), self._now_ms()))
+        assert isinstance(answer, Joined)
+        return answer
+
+    async def sync(self, name: str, asked: Sync) -> Synced:
+        """Waits for the leader. GroupProblem of any kind, and what the log refuses."""
+        group = self._require_member_group(name)
+        size = sum([len(assignment) for assignment in asked.assignments.values()])
+        if size > self.options.members_bytes_max - self._bytes:
+            raise GroupFull("groups.members_bytes_max", self.options.members_bytes_max)
+        answer = await self._wait(group, lambda ticket: group.sync(ticket, asked, self._now_ms()))
+        assert isinstance(answer, Synced)
+        return answer
+
+    async def beat(self, name: str, beat: Beat, visible: Callable[[str], bool]) -> Beaten:
+        """A heartbeat of the consumer protocol (KIP-848). `visible`: the topics that the member may know of. GroupUnknown, and
+        what `ConsumerGroup.beat` and the log refuse."""
+        self._check_name(name)
+        self._check_beat(beat)
+        group = self._ensure_consumer(name, beat)
+        try:
+            beaten = group.beat(beat, self._engine.topics(), visible, self._now_ms())
+        except GroupProblem:
+            self._settle(group)
+            raise
+        if group.dirty:
+            await self._keep(group)
+        return beaten
+
+    def heartbeat(self, name: str, member_id: str, instance_id: str | None, generation: int) -> None:
+        """MemberUnknown, InstanceFenced, GenerationIllegal, RebalanceUnderWay."""
+        self._require_member_group(name).heartbeat(member_id, instance_id, generation, self._now_ms())
+
+    def leave(self, name: str, identities: Sequence[tuple[str, str | None]]) -> list[GroupProblem | None]:
+        """Of members by id and instance id: what was wrong with each. MemberUnknown where there is no such group."""
+        group = self._require_member_group(name)
+        told: list[GroupProblem | None] = []
+        for member_id, instance_id in identities:
+            try:
+                group.leave(member_id, instance_id, self._now_ms())
+                told.append(None)
+            except GroupProblem as problem:
+                told.append(problem)
+        self._settle(group)
+        return told
+
+    # Offsets
+
+    async def commit(
+        self, name: str, member_id: str, instance_id: str | None, generation: int, offsets: Iterable[GroupOffset]
+    ) -> None:
+        """Durable when it returns. GroupProblem of any kind, and what the log refuses."""
+        self._check_commit(name, member_id, instance_id, generation, transaction=False)
+        changes = self.offsets.changes(name, offsets)
+        if changes:
+            await self._engine.append([], changes=changes)
+
+    def check_transactional_commit(self, name: str, member_id: str, instance_id: str | None, generation: int) -> None:
+        """Whether a producer may add offsets of the group to its transaction (KIP-447). A producer that knows neither member nor
+        generation (-1) always may. GroupProblem of any kind."""
+        self._check_commit(name, member_id, instance_id, generation, transaction=True)
+
+    def _check_commit(self, name: str, member_id: str, instance_id: str | None, generation: int, *, transaction: bool) -> None:
+        self._check_name(name)
+        group = self._all().get(name)
+        if group is None:
+            if generation >= 0:
+                raise GenerationIllegal(generation, -1)
+            group = self._make(ClassicGroup(name, self.options))
+        group.check_commit(member_id, instance_id, generation, self._now_ms(), transaction=transaction)
+
+    def check_fetch(self, name: str, member_id: str | None, epoch: int) -> None:
+        """Whether offsets of the group are told to this member; None and -1 where it does not say who it is. GroupProblem."""
+        self._check_name(name)
+        group = self._all().get(name)
+        if isinstance(group, ConsumerGroup) and (member_id is not None or epoch >= 0):
+            group.check_fetch(member_id or "", epoch)
+
+    async def delete_offsets(self, name: str, places: Sequence[tuple[bytes, int]]) -> None:
+        """Topic ids and partitions; those that are in use are the caller's to leave out. Durable when it returns."""
+        changes = self.offsets.removals(name, places)
+        if changes:
+            await self._engine.append([], changes=changes)
+            self.offsets.forget(name)
+
+    def subscribed(self, group: Group) -> Callable[[str], bool] | None:
+        """Which topics the members have subscribed to; None where the members are no consumers, so that nobody knows."""
+        if isinstance(group, ConsumerGroup):
+            members = list(group.members.values())
+            return lambda topic: any(member.wants(topic) for member in members)
+        if group.protocol_type != PROTOCOL_TYPE:
+            return None
+        topics: set[str] = set()
+        for member in group.members.values():
+            for _, metadata in member.protocols:
+                topics |= subscribed_topics(metadata)
+        return topics.__contains__
+
+    # Care
+
+    def names(self) -> list[str]:
+        return sorted({*self._all(), *[name for name in self.offsets.groups() if name in self.offsets]})
+
+    def find(self, name: str) -> Group | None:
+        """Also one that a transaction's offsets have made."""
+        return self._all().get(name) or (ClassicGroup(name, self.options) if name in self.offsets else None)
+
+    async def delete(self, name: str) -> None:
+        """With its offsets, durably. GroupUnknown, GroupNotEmpty."""
+        group = self.find(name)
+        if group is None:
+            raise GroupUnknown(name)
+        if not group.empty:
+            raise GroupNotEmpty(name)
+        await self._remove(group)
+
+    async def expire(self) -> int:
+        """Offsets that nobody has used for `groups.offsets_retention_ms` go, and groups that have neither members nor offsets;
+        returns how many offsets."""
+        before_ms, gone = self._clock.now_ms() - self.options.offsets_retention_ms, 0
+        for name, group in list(self._all().items()):
+            unused = not group.empty or self._changed_at_ms.get(name, 0) < before_ms
+            places = self.offsets.expired(name, before_ms if unused else 0, self._in_use(group))
+            if places:
+                await self.delete_offsets(name, places)
+                gone += len(places)
+            if self._all().get(name) is group and group.empty and name not in self.offsets:
+                await self._remove(group)
+            await asyncio.sleep(0)
+        return gone
+
+    def stats(self) -> GroupStats:
+        groups = self._all()
+        return GroupStats(len(groups), sum([len(group.members) for group in groups.values()]), self._bytes)
+
+    # Parts
+
+    def _in_use(self, group: Group) -> Callable[[bytes], bool]:
+        if group.empty:
+            return lambda topic_id: False
+        subscribed = self.subscribed(group)
+        if subscribed is None:
+            return lambda topic_id: True
+        ids = {topic.topic_id for name, topic in self._engine.topics().items() if subscribed(name)}
+        return ids.__contains__
+
+    async def _remove(self, group: Group) -> None:
+        """An empty group. Whoever joins while it goes makes it anew, which is appended after."""
+        name, keys = group.name, self._keys.pop(group.name, frozenset())
+        self._drop(group)
+        changes = keeping.changes({}, keys) + self.offsets.removals(name)
+        try:
+            if changes:
+                await self._engine.append([], changes=changes)
+                self.offsets.forget(name)
+        except BrokerError:
+            self._all().setdefault(name, group)
+            self._keys[name] = keys | self._keys.get(name, frozenset())
+            raise
+
+    def _drop(self, group: Group) -> None:
+        self._all().pop(group.name, None)
+        self._changed_at_ms.pop(group.name, None)
+        self._replaced.discard(group.name)
+        self._bytes -= self._sizes.pop(group.name, 0)
+        if (timer := self._timers.pop(group.name, None)) is not None:
+            timer[1].cancel()
+
+    def _check_name(self, name: str) -> None:
+        if not 1 <= len(name) <= self.options.group_id_chars_max:
+            raise GroupIdInvalid(self.options.group_id_chars_max)
+
+    def _check_join(self, asked: Join) -> None:
+        limit = self.options.group_id_chars_max
+        if len(asked.member_id) > limit or len(asked.instance_id or "") > limit:
+            raise GroupFull("groups.group_id_chars_max", limit)
+        size = sum([len(name) + len(metadata) for name, metadata in asked.protocols])
+        if size > self.options.member_bytes_max:
+            raise GroupFull("groups.member_bytes_max", self.options.member_bytes_max)
+        if size + self._bytes > self.options.members_bytes_max:
+            raise GroupFull("groups.members_bytes_max", self.options.members_bytes_max)
+
+    def _new_id(self, asked: Join) -> str:
+        told = asked.instance_id or asked.client_id
+        drawn = self._random.bytes(16).hex()
+        return f"{told[:CLIENT_ID_CHARS_MAX]}-{drawn[:8]}-{drawn[8:12]}-{drawn[12:16]}-{drawn[16:20]}-{drawn[20:]}"
+
+    def _check_beat(self, beat: Beat) -> None:
+        limit = self.options.group_id_chars_max
+        if max(len(beat.member_id), len(beat.instance_id or ""), len(beat.rack_id or "")) > limit:
+            raise GroupFull("groups.group_id_chars_max", limit)
+        size = sum([len(topic) for topic in beat.topics or ()])
+        if size > self.options.member_bytes_max:
+            raise GroupFull("groups.member_bytes_max", self.options.member_bytes_max)
+        if size + self._bytes > self.options.members_bytes_max:
+            raise GroupFull("groups.members_bytes_max", self.options.members_bytes_max)
+
+    def _ensure_classic(self, name: str) -> ClassicGroup:
+        group = self._all().get(name)
+        if isinstance(group, ClassicGroup):
+            return group
+        if group is not None and not group.empty:
+            raise ProtocolInconsistent("the group's members are of the consumer protocol (KIP-848): stop them first")
+        made = ClassicGroup(name, self.options)
+        made.generation = 0 if group is None else group.epoch
+        self._make(made)
+        return made
+
+    def _ensure_consumer(self, name: str, beat: Beat) -> ConsumerGroup:
+        group = self._all().get(name)
+        if isinstance(group, ConsumerGroup):
+            return group
+        if beat.epoch != JOIN:
+            raise GroupUnknown(name, "does not exist" if group is None else "is not a consumer group")
+        if group is not None and not group.empty:
+            raise GroupUnknown(name, "has members of the classic protocol: stop them first")
+        made = ConsumerGroup(name, self.options, 0 if group is None else group.generation)
+        self._make(made)
+        return made
+
+    def _make(self, group: Group) -> Group:
+        """In the place of an empty one of the other kind, if there is one."""
+        groups = self._all()
+        if group.name not in groups and len(groups) >= self.options.groups_max:
+            raise GroupFull("groups.groups_max", self.options.groups_max)
+        if group.name in groups:
+            self._replaced.add(group.name)
+        groups[group.name] = group
+        return group
+
+    def _require_member_group(self, name: str) -> ClassicGroup:
+        self._check_name(name)
+        group = self._all().get(name)
+        if not isinstance(group, ClassicGroup):
+            raise MemberUnknown
+        return group
+
+    async def _wait(self, group: ClassicGroup, ask: Callable[[Ticket], None]) -> Answer:
+        ticket: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        try:
+            ask(ticket)
+        finally:
+            self._settle(group)
+        try:
+            return await ticket
+        except asyncio.CancelledError:
+            group.abandon(ticket, self._now_ms())
+            self._arm(group)
+            raise
+
+    def _settle(self, group: Group) -> None:
+        """After whatever changed a group: keep it, answer, and wake up in time."""
+        if isinstance(group, ConsumerGroup):
+            if group.dirty:
+                self._spawn(self._keep_later(group))
+            elif group.empty and group.epoch == 0:
+                self._drop(group)
+            self._arm(group)
+            return
+        self._measure(group)
+        answers, group.answers = group.answers, []
+        if group.dirty:
+            group.dirty = False
+            self._spawn(self._save(group, group.generation, answers))
+        else:
+            _deliver(answers)
+            if group.empty and group.generation == 0 and group.name not in self.offsets:
+                self._drop(group)  # it never came to be
+        self._arm(group)
+
+    def _measure(self, group: Group) -> None:
+        size = group.size()
+        self._bytes += size - self._sizes.get(group.name, 0)
+        self._sizes[group.name] = size
+
+    async def _save(self, group: ClassicGroup, generation: int, answers: list[tuple[Ticket, Answer]]) -> None:
+        try:
+            await self._append(group, classic_keeping.entries(group, self._clock.now_ms()))
+        except BrokerError as problem:
+            logger.warning("group %r could not be saved: %s", group.name, problem)
+            group.unsaved(generation, self._now_ms())
+            _deliver([(ticket, problem) for ticket, _ in answers])
+            self._settle(group)
+            return
+        _deliver(answers)
+
+    async def _keep(self, group: ConsumerGroup) -> None:
+        """The members that have changed. What the log refuses is told, and kept with the next change."""
+        self._measure(group)
+        self._arm(group)
+        changed, group.changed, group.dirty = group.changed, set(), False
+        entries = consumer_keeping.entries(group, changed, self._clock.now_ms())
+        try:
+            await self._append(group, entries, {keeping.member_key(group.name, member_id) for member_id in changed})
+        except BrokerError:
+            group.changed |= changed
+            group.dirty = True
+            raise
+
+    async def _keep_later(self, group: ConsumerGroup) -> None:
+        try:
+            await self._keep(group)
+        except BrokerError as problem:
+            logger.warning("group %r could not be saved: %s", group.name, problem)
+
+    async def _append(self, group: Group, new: dict[bytes, bytes], about: set[bytes] | None = None) -> None:
+        """Entries in place of those that there are, or of those of some members."""
+        name, now_ms = group.name, self._clock.now_ms()
+        if self._all().get(name) is not group:
+            return  # it was deleted, or became the other kind
+        old, replaced = self._keys.get(name, frozenset()), name in self._replaced
+        self._replaced.discard(name)
+        whole = about is None or replaced
+        gone = frozenset([key for key in old if key not in new and (whole or keeping.member_part(key) in (about or ()))])
+        self._keys[name] = expected = old | new.keys()
+        try:
+            await self._engine.append([], changes=keeping.changes(new, gone))
+        except BrokerError:
+            if replaced:
+                self._replaced.add(name)
+            raise
+        self._changed_at_ms[name] = now_ms
+        if self._keys.get(name) == expected:
+            self._keys[name] = expected - gone
+
+    def _arm(self, group: Group) -> None:
+        """Wake up when the group has something to do; heartbeats only ever put that off, so they need not come by here."""
+        next_ms, armed = group.next_ms(), self._timers.get(group.name)
+        if next_ms is None or self._all().get(group.name) is not group:
+            return
+        if armed is not None:
+            if armed[0] <= next_ms:
+                return
+            armed[1].cancel()
+        delay_s = max(0, next_ms - self._now_ms()) / 1_000
+        timer = asyncio.get_running_loop().call_later(delay_s, self._on_timer, group)
+        self._timers[group.name] = (next_ms, timer)
+
+    def _on_timer(self, group: Group) -> None:
+        self._timers.pop(group.name, None)
+        group.tick(self._now_ms())
+        self._settle(group)
+
+    def _all(self) -> dict[str, Group]:
+        """Read from the engine once. What cannot be read is left out, and made anew when it is joined."""
+        if self._known is None:
+            self._known = {}
+            for kept in keeping.load(self._engine.states(StateSpace.GROUP)):
+                try:
+                    self._restore(kept)
+                except StorageProblem as problem:
+                    logger.error("a group cannot be read: %s", problem)
+            for name in self.offsets.groups():
+                self._known.setdefault(name, ClassicGroup(name, self.options))
+        return self._known
+
+    def _restore(self, kept: keeping.Kept | StorageProblem) -> None:
+        if isinstance(kept, StorageProblem):
+            raise kept
+        restore = consumer_keeping.restore if kept.head.kind == ConsumerGroup.kind else classic_keeping.restore
+        group: Group = restore(kept, self.options, self._now_ms())
+        assert self._known is not None
+        self._known[group.name] = group
+        self._keys[group.name] = kept.keys
+        self._changed_at_ms[group.name] = kept.head.changed_at_ms
+        self._measure(group)
+
+    async def _expire_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(self.options.expiry_check_ms / 1_000)
+            try:
+                await self.expire()
+            except BrokerError as problem:
+                logger.warning("offsets of groups could not be expired: %s", problem)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    def _now_ms(self) -> int:
+        return self._clock.monotonic_ms()
+
+
+def _deliver(answers: Iterable[tuple[Ticket, Answer | BrokerError]]) -> None:
+    for ticket, answer in answers:
+        assert isinstance(ticket, asyncio.Future)
+        if ticket.done():
+            continue
+        if isinstance(answer, BrokerError):
+            ticket.set_exception(answer)
+        else:
+            ticket.set_result(answer)

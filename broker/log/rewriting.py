@@ -1,0 +1,299 @@
+"""One partition's sealed batches written again without what compaction takes (decision 0001, section 6: "compaction").
+
+Two passes, each a job on a lane per chunk: `KeyScan` notes the newest offset of every key in batches that no compaction has
+seen, `Rewriting` writes what is left, sealed anew and chained among themselves. Offsets have no holes but damage: the batch
+before takes over the offsets of what is gone; where there is none before, a batch without records stands for them.
+
+When in doubt a record is kept: without a key, in a batch that cannot be walked, in a transaction that is not known to be decided.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from broker.batch_errors import BatchTooLarge, CorruptBatch, UnsupportedCompression
+from broker.batch_header import read_header
+from broker.engine.base import AbortedRange, Stored
+from broker.log.footer import DamagedRange
+from broker.log.layout import FLAG_CONTROL, FLAG_HAS_EXPIRY, FLAG_KEYS_COMPLETE, FLAG_REWRITTEN, FLAG_TRANSACTIONAL, BatchHeader
+from broker.log.merge import Row
+from broker.log.reader import Opened, Wanted, chain_broken, open_batches
+from broker.log.recovery import NOT_CHAINED
+from broker.log.sealing import LogKeys
+from broker.retained import DELTA_MAX, NO_TIMESTAMP, Outlined, delete_horizon, empty, outline, retain
+from broker.seams import File
+from security.crypto.envelope import KeyHasher
+from security.crypto.keyring import Epoch
+
+FOUND_DAMAGED = "found damaged while compacting"
+KEPT_FLAGS = FLAG_CONTROL | FLAG_TRANSACTIONAL | FLAG_HAS_EXPIRY
+UNREADABLE = (CorruptBatch, BatchTooLarge, UnsupportedCompression)
+# Stands for no key in the key index; a real key of these bytes only makes a candidate.
+NULL_KEY = b"\xff\x00sprawl null key"
+
+
+class Rules(NamedTuple):
+    """What decides over the records of one partition in one compaction. `aborted` has every aborted transaction of its range."""
+
+    topic_id: bytes
+    partition: int
+    log_start: int
+    now_ms: int
+    tombstones_kept_ms: int
+    aborted: Sequence[AbortedRange]
+
+    def is_aborted(self, batch: bytes) -> bool:
+        header = read_header(batch)
+        return header.is_transactional and any(
+            one.producer_id == header.producer_id and one.first_offset <= header.base_offset < one.marker_offset
+            for one in self.aborted
+        )
+
+
+class Losses:
+    """Damage known before, by which a batch is not to be believed though it opens."""
+
+    def __init__(self, damage: Iterable[DamagedRange]) -> None:
+        self._damage = sorted(damage, key=lambda lost: lost.start)
+        self._starts = [lost.start for lost in self._damage]
+        self._longest = max((lost.end - lost.start for lost in self._damage), default=0)
+
+    def touch(self, base_offset: int, next_offset: int) -> bool:
+        at = bisect_right(self._starts, next_offset - 1)
+        for lost in reversed(self._damage[:at]):
+            if lost.start + self._longest <= base_offset:
+                return False
+            if lost.end > base_offset:
+                return True
+        return False
+
+
+class Checked(NamedTuple):
+    """A batch that opened and is the right one, as far as its predecessors say."""
+
+    stored: Stored
+    header: BatchHeader
+    tag: bytes
+
+
+def open_chunk(keys: LogKeys, wanted: Sequence[Wanted], losses: Losses) -> list[Checked | DamagedRange]:
+    """Blocking. KeyShredded when the topic was deleted meanwhile."""
+    found: list[Checked | DamagedRange] = []
+    for want, opened in zip(wanted, open_batches(keys, wanted), strict=True):
+        place = want.place
+        if isinstance(opened, Opened) and not losses.touch(place.base_offset, place.next_offset):
+            found.append(Checked(opened.stored, opened.header, place.tag))
+        else:
+            found.append(DamagedRange(place.base_offset, place.next_offset, FOUND_DAMAGED))
+    return found
+
+
+class KeyScan:
+    """The newest offset of each key. A batch counts once its successor has confirmed that it is the right one."""
+
+    def __init__(self, keys: LogKeys, rules: Rules, losses: Losses) -> None:
+        self._keys = keys
+        self._rules = rules
+        self._losses = losses
+        self._waiting: Checked | None = None
+        self.newest: dict[bytes, int] = {}
+
+    def read(self, wanted: Sequence[Wanted]) -> None:
+        """Blocking."""
+        for found in open_chunk(self._keys, wanted, self._losses):
+            if isinstance(found, DamagedRange):
+                self.settle()
+                continue
+            if not _follows(self._waiting, found):
+                self._waiting = None
+            self.settle()
+            self._waiting = found
+
+    def settle(self) -> None:
+        waiting, self._waiting = self._waiting, None
+        if waiting is None or waiting.header.flags & FLAG_CONTROL or self._rules.is_aborted(waiting.stored.batch):
+            return
+        try:
+            records = outline(waiting.stored.batch)
+        except UNREADABLE:
+            return
+        for offset, key, _ in records:
+            if key is not None:
+                self.newest[key] = offset  # offsets only grow
+
+
+def _follows(before: Checked | None, found: Checked) -> bool:
+    return before is None or not chain_broken((before.header.next_offset, before.tag, before.header.flags), found.header)
+
+
+class _Left:
+    """What is left of a batch, waiting to learn how far it reaches. `kept` None: it stays as it is, whatever follows."""
+
+    __slots__ = ("hashes", "header", "horizon_ms", "kept", "next_offset", "stored")
+
+    def __init__(self, found: Checked, kept: list[bool] | None, horizon_ms: int | None, hashes: list[int] | None) -> None:
+        self.stored = found.stored
+        self.header = found.header
+        self.kept = kept
+        self.horizon_ms = horizon_ms
+        self.hashes = hashes
+        self.next_offset = found.header.next_offset
+
+    def may_reach(self, next_offset: int) -> bool:
+        return self.kept is not None and next_offset - self.header.base_offset - 1 <= DELTA_MAX
+
+    def batch(self) -> bytes:
+        if self.kept is None:
+            return self.stored.batch
+        if not any(self.kept):
+            return empty(self.header.base_offset, self.next_offset)
+        return retain(self.stored.batch, self.kept, self.next_offset, self.horizon_ms)
+
+
+class Rewriting:
+    """Writes what is left to `target` from `end` on. The same object for all chunks of a partition, one job at a time."""
+
+    def __init__(
+        self,
+        keys: LogKeys,
+        epoch: Epoch,
+        hasher: KeyHasher,
+        rules: Rules,
+        losses: Losses,
+        newest: dict[bytes, int],
+        target: File,
+        end: int,
+        chain_in: bytes,
+    ) -> None:
+        self._keys = keys
+        self._epoch = epoch
+        self._hasher = hasher
+        self._rules = rules
+        self._losses = losses
+        self._newest = newest
+        self._target = target
+        self._tag = chain_in
+        self._left: _Left | None = None
+        self._before: Checked | None = None
+        self._pieces: list[bytes] = []
+        self._start = end
+        self.end = end
+        self.rows: list[Row] = []
+        self.damage: list[DamagedRange] = []
+        self.key_places: dict[tuple[bytes, int], None] = {(rules.topic_id, epoch.key_id): None}
+
+    def write(self, wanted: Sequence[Wanted]) -> None:
+        """Blocking. `rows` and `damage` are those of this chunk; the last batch waits for what follows it."""
+        self._begin()
+        for found in open_chunk(self._keys, wanted, self._losses):
+            if isinstance(found, DamagedRange):
+                self._lose(found)
+            else:
+                self._take(found)
+        self._write_pieces()
+
+    def finish(self) -> None:
+        """Blocking. Behind the last chunk."""
+        self._begin()
+        self._flush()
+        self._write_pieces()
+
+    def _begin(self) -> None:
+        self._start = self.end
+        self.rows, self.damage, self._pieces = [], [], []
+
+    def _write_pieces(self) -> None:
+        if self._pieces:
+            self._target.write_at(self._start, self._pieces)
+
+    def _lose(self, lost: DamagedRange) -> None:
+        """Nothing reaches over damage: readers are told of it, and of nothing else there."""
+        self._flush()
+        self._before = None
+        self.damage.append(lost)
+
+    def _take(self, found: Checked) -> None:
+        if not _follows(self._before, found):
+            self._take_back()
+        self._before = found
+        left = self._left_of(found)
+        if self._left is not None and self._left.next_offset != found.header.base_offset:
+            self._flush()
+        gone = left.kept is not None and not any(left.kept)
+        if gone and self._left is not None and self._left.may_reach(left.next_offset):
+            self._left.next_offset = left.next_offset
+            return
+        self._flush()
+        self._left = left
+
+    def _take_back(self) -> None:
+        """The batch before is not the one that this one follows: it is damage, and so are its offsets."""
+        assert self._before is not None
+        wrong = self._before.header
+        if self._left is not None and self._left.header.base_offset == wrong.base_offset:
+            self._left = None
+        elif self._left is not None:
+            self._left.next_offset = wrong.base_offset
+        self.damage.append(DamagedRange(wrong.base_offset, wrong.next_offset, NOT_CHAINED))
+
+    def _left_of(self, found: Checked) -> _Left:
+        batch = found.stored.batch
+        if found.header.flags & FLAG_CONTROL:
+            return _Left(found, None, None, [])
+        try:
+            records = outline(batch)
+        except UNREADABLE:
+            return _Left(found, None, None, None)
+        horizon_ms = delete_horizon(batch)
+        kept = self._kept(records, self._rules.is_aborted(batch), horizon_ms)
+        marked = any(keep and record.tombstone for keep, record in zip(kept, records, strict=True))
+        new_horizon_ms = self._rules.now_ms + self._rules.tombstones_kept_ms if marked and horizon_ms is None else None
+        return _Left(found, kept, new_horizon_ms, self._hashes(records, kept))
+
+    def _kept(self, records: Sequence[Outlined], aborted: bool, horizon_ms: int | None) -> list[bool]:
+        rules, newest = self._rules, self._newest
+        if aborted:
+            return [False] * len(records)
+        expired = horizon_ms is not None and rules.now_ms > horizon_ms
+        return [
+            offset >= rules.log_start
+            and (key is None or newest.get(key, offset) <= offset)
+            and not (tombstone and expired and key is not None)
+            for offset, key, tombstone in records
+        ]
+
+    def _hashes(self, records: Sequence[Outlined], kept: Sequence[bool]) -> list[int]:
+        keys = [record.key for record, keep in zip(records, kept, strict=True) if keep]
+        return sorted(self._hasher.hash_all([NULL_KEY if key is None else key for key in keys]))
+
+    def _flush(self) -> None:
+        left, self._left = self._left, None
+        if left is None:
+            return
+        header, clear = left.header, left.batch()
+        said = read_header(clear)
+        flags = header.flags & KEPT_FLAGS | FLAG_REWRITTEN | (0 if left.hashes is None else FLAG_KEYS_COMPLETE)
+        newest_ms = header.max_timestamp_ms if left.kept is None else said.max_timestamp_ms if said.count else NO_TIMESTAMP
+        delta = left.next_offset - header.base_offset - 1
+        sealed = self._keys.seal_batch(
+            clear,
+            flags=flags,
+            topic_id=header.topic_id,
+            partition=header.partition,
+            last_offset_delta=delta,
+            base_offset=header.base_offset,
+            sequence=header.sequence,
+            max_timestamp_ms=newest_ms,
+            append_time_ms=header.append_time_ms,
+            records=said.count,
+            previous_tag=self._tag,
+            key_hashes=left.hashes,
+            epoch=self._epoch,
+        )
+        row = (header.base_offset, delta, self.end, sealed.size, header.sequence, newest_ms, flags, sealed.tag, left.hashes)
+        self.rows.append(row)
+        self._pieces += sealed.parts
+        self._tag = sealed.tag
+        self.end += sealed.size
