@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 NODE   := .sprawl
 
-.PHONY: setup setup-test setup-fuzz setup-campaign run demo test lint types format docs bench simulate fuzz campaign lock clean
+.PHONY: setup setup-test setup-kafka setup-kafkajs setup-fuzz setup-campaign run demo test lint types format docs bench simulate fuzz campaign lock clean
 
 setup: $(VENV)/.run
 setup-test: $(VENV)/.test
@@ -19,6 +19,37 @@ $(VENV)/.test: $(VENV)/.run requirements/test.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/test.lock
 	@touch $@
 
+# Apache Kafka (the broker to compare with, its tools, Connect, Streams) from its published jars, once, each checked by its digest.
+KAFKA := build/kafka
+setup-kafka: $(KAFKA)/.ready
+
+$(KAFKA)/.jars: tests/companions/kafka/pom.xml tests/companions/kafka/jars.sha256
+	@test -n "$$(command -v mvn)" -a -n "$$(command -v javac)" || \
+		apt-get install --yes --quiet --no-install-recommends openjdk-17-jdk-headless maven
+	rm -rf $(KAFKA)
+	mvn --quiet --batch-mode --file tests/companions/kafka/pom.xml dependency:copy-dependencies \
+		-DincludeScope=runtime -DoutputDirectory=$(CURDIR)/$(KAFKA)/lib
+	cd $(KAFKA)/lib && sha256sum --check --quiet $(CURDIR)/tests/companions/kafka/jars.sha256
+	@touch $@
+
+$(KAFKA)/.ready: $(KAFKA)/.jars $(wildcard tests/companions/kafka/*.java)
+	javac -d $(KAFKA)/classes -cp "$(KAFKA)/lib/*" $(filter %.java,$^)
+	@touch $@
+
+# A Kafka client in JavaScript; those in Go are the campaign's.
+CLIENTS := build/clients
+setup-kafkajs: $(CLIENTS)/node_modules/.ready
+
+$(CLIENTS)/node_modules/.ready: tests/companions/kafkajs/package.json tests/companions/kafkajs/package-lock.json
+	@test -n "$$(command -v npm)" || apt-get install --yes --quiet --no-install-recommends nodejs npm
+	mkdir -p $(CLIENTS)
+	cp $^ $(CLIENTS)
+	cd $(CLIENTS) && npm ci --silent --no-audit --no-fund
+	@touch $@
+
+$(CLIENTS)/referee: $(wildcard tests/companions/go/*)
+	cd tests/companions/go && go build -trimpath -o $(CURDIR)/$@ .
+
 # atheris has wheels for some Pythons only, so it is not among what the everyday tests need.
 setup-fuzz: setup-test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/fuzz.lock
@@ -29,7 +60,7 @@ run: setup
 demo: setup
 	$(BIN)/sprawl demo --home $(NODE)
 
-test: setup-test lint types
+test: setup-test setup-kafka setup-kafkajs lint types
 	$(BIN)/python -m pytest -m "not slow"
 
 lint: setup-test
@@ -80,8 +111,8 @@ SECONDS_EACH ?= 600
 fuzz: setup-fuzz
 	$(BIN)/python -m tests.fuzz.campaign --seconds $(SECONDS_EACH)
 
-# What the slow tests need beside Python: a browser.
-setup-campaign: setup-fuzz
+# What the slow tests need beside Python: a browser, and a Go.
+setup-campaign: setup-fuzz setup-kafka setup-kafkajs $(CLIENTS)/referee
 	@test -x /usr/bin/chromium || apt-get install --yes --quiet --no-install-recommends chromium fonts-dejavu-core
 
 # The slow proofs; the dated report under docs/reports is committed.

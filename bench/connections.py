@@ -52,6 +52,7 @@ class Node:
         self._home = Path(tempfile.mkdtemp(prefix="sprawl-bench-"))
         settings = {
             "listeners.http.port": 0,
+            "listeners.kafka.port": 0,
             "listeners.http.plain": str(not tls).lower(),
             "limits.connections_max": connections + 100,
             "limits.send_buffers_bytes_max": budget_bytes,

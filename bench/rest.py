@@ -37,7 +37,7 @@ class Node:
     def __init__(self, home: Path) -> None:
         self.home = home
         command = [sys.executable, "-m", "gateway.cli.main", "serve", "--home", str(home), "--json"]
-        command += ["--set", "listeners.http.port=0"]
+        command += ["--set", "listeners.http.port=0", "--set", "listeners.kafka.port=0"]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         assert self._process.stdout is not None
         self.facts = json.loads(self._process.stdout.readline())

@@ -46,7 +46,7 @@ def client(home: Path, body: str) -> None:
 
 
 async def profile(home: Path, body: str) -> tuple[cProfile.Profile, float]:
-    config = load(None, {}, {"node.home": str(home), "listeners.http.port": 0})
+    config = load(None, {}, {"node.home": str(home), "listeners.http.port": 0, "listeners.kafka.port": 0})
     node = Node(config)
     await node.start()
     Welcome.of(node, config)

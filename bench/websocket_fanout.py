@@ -90,7 +90,13 @@ class Node(Server):
 
     def __init__(self, home: Path, *, plain: bool) -> None:
         command = [sys.executable, "-m", "gateway.cli.main", "serve", "--home", str(home), "--json"]
-        command += ["--set", "listeners.http.port=0", *(["--set", "listeners.http.plain=true"] if plain else [])]
+        command += [
+            "--set",
+            "listeners.http.port=0",
+            "--set",
+            "listeners.kafka.port=0",
+            *(["--set", "listeners.http.plain=true"] if plain else []),
+        ]
         super().__init__(command)
         profile = load_profile(home)
         assert profile is not None

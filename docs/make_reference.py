@@ -23,6 +23,7 @@ import msgspec
 
 from broker.delivery.consumers import ConsumerStats
 from broker.delivery.shared_scan import SharedScanStats
+from broker.groups.groups import GroupStats
 from broker.stats import EngineStats
 from broker.topics.configs import RULES
 from gateway.cli.main import VERBS, main
@@ -36,6 +37,7 @@ PULLED: Mapping[str, type] = {
     "consumers": ConsumerStats,
     "shared_scan": SharedScanStats,
     "send_buffers": SendBuffersStats,
+    "groups": GroupStats,
 }
 """What `gateway/app.py` gives to `Metrics.pull`; a test scrapes a node and finds every name on the page."""
 

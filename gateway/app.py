@@ -12,9 +12,11 @@ import asyncio
 import logging
 import os
 import resource
+from base64 import urlsafe_b64encode
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from ipaddress import ip_address
 from pathlib import Path
@@ -25,16 +27,23 @@ import msgspec
 from broker.broker import Broker, BrokerOptions
 from broker.delivery.consumers import Consumers
 from broker.engine.embedded import EmbeddedEngine
+from broker.groups.groups import Groups
 from broker.log.keystore_blob import KeyStoreBlob
 from broker.machine import MachineDisk, MachineSeams, keep_freed_memory
 from gateway.config import Config
+from gateway.endpoints.kafka.connection import KafkaProtocol
+from gateway.endpoints.kafka.node import KafkaNode
+from gateway.endpoints.kafka.operations import prepare_first, prepare_rest, table
+from gateway.endpoints.kafka.options import KafkaOptions
 from gateway.endpoints.node import NodeRoutes
 from gateway.endpoints.rest import RestApp
 from gateway.endpoints.rest_options import RestOptions, SseOptions
 from gateway.endpoints.send_buffers import SendBuffers
+from gateway.endpoints.users import UserRoutes
 from gateway.endpoints.websocket import make_websocket_protocol
 from gateway.endpoints.websocket_options import WebSocketOptions
 from gateway.listen.server import HttpServer, bind
+from gateway.listen.stream import StreamServer
 from gateway.listen.tls import CertificateFiles, TlsContexts
 from gateway.observe.audit import AuditLog
 from gateway.observe.health import Health
@@ -42,15 +51,17 @@ from gateway.observe.logs import open_log
 from gateway.observe.loop_lag import LoopLag
 from gateway.observe.metrics import Metrics
 from gateway.pipeline import Pipeline, PipelineOptions
-from gateway.settings import QuotasSection
+from gateway.settings import QuotasSection, Socket
 from security.certificates import CertificatePaths, ensure_development_ca
 from security.crypto.key_backups import KeyBackups
 from security.crypto.keystore import KeyStore
 from security.crypto.kms import KEK_FILE, LocalFileKms
 from security.errors import SecurityError
 from security.identity.chain import Chain
+from security.identity.document_file import StoreDamaged
 from security.identity.mtls import CertificateProvider
-from security.identity.tokens import TokenProvider, TokenStore, TokenStoreDamaged, bootstrap_admin
+from security.identity.tokens import TokenProvider, TokenStore, bootstrap_admin
+from security.identity.users import UserProvider, UserStore
 from security.policy.quotas import Quota, Quotas, RateLimit
 from security.policy.rbac import PolicyEngine, policy_from_mapping
 
@@ -72,8 +83,10 @@ class Node:
 
     engine: EmbeddedEngine
     broker: Broker
+    groups: Groups
     pipeline: Pipeline
     tokens: TokenStore
+    users: UserStore
     audit: AuditLog
 
     def __init__(self, config: Config) -> None:
@@ -88,13 +101,14 @@ class Node:
         self._undo = AsyncExitStack()
         self._rest: RestApp | None = None
         self._server: HttpServer | None = None
-        self._tokens_damaged: str | None = None
+        self._kafka: StreamServer | None = None
+        self._damaged: dict[str, str] = {}  # the stores of identities that cannot be read, with what /readyz says
 
     def __repr__(self) -> str:
         return f"Node({self.config.node.home!r}, {self.addresses})"
 
     async def start(self) -> None:
-        """Raises what keeps it from starting, by name: `security.errors.KeyProblem`, `CertificateProblem`, `TokenStoreDamaged`,
+        """Raises what keeps it from starting, by name: `security.errors.KeyProblem`, `CertificateProblem`, `StoreDamaged`,
         `broker.errors.StorageProblem` (a folder in use, damage, foreign keys), `gateway.listen.errors.ListenProblem`, `OSError`.
         """
         async with AsyncExitStack() as undo:
@@ -105,6 +119,8 @@ class Node:
             seams = await self._open_engine()
             await self._open_identity(seams)
             self._build(seams)
+            await self.broker.transactions.start()
+            self._undo.push_async_callback(self.broker.transactions.close)
             self._watch()
             await self._listen()
             self.admin_token = await asyncio.to_thread(bootstrap_admin, self.tokens)
@@ -118,6 +134,8 @@ class Node:
         if self._server is not None and self._rest is not None:
             logger.info("the node is stopping")
             await self._server.stop_accepting()
+            if self._kafka is not None:
+                await self._kafka.stop_accepting()
             self._rest.drain()
         await self._undo.aclose()
 
@@ -125,7 +143,8 @@ class Node:
 
     def _make_folders(self) -> None:
         node = self.config.node
-        for folder in (node.home, node.keys, str(Path(node.tokens).parent), str(Path(node.audit).parent)):
+        files = (node.tokens, node.users, node.audit)
+        for folder in (node.home, node.keys, *(str(Path(file).parent) for file in files)):
             Path(folder).mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
 
     async def _open_engine(self) -> MachineSeams:
@@ -170,7 +189,16 @@ class Node:
             tokens_max=config.tokens.tokens_max,
             stale_ms_max=config.tokens.stale_ms_max,
         )
-        self.health.add("tokens", lambda: self._tokens_damaged)
+        self.users = await asyncio.to_thread(
+            UserStore,
+            Path(config.node.users),
+            clock_ms,
+            os.urandom,
+            users_max=config.users.users_max,
+            stale_ms_max=config.tokens.stale_ms_max,
+        )
+        for noun in ("token", "user"):
+            self.health.add(f"{noun}s", partial(self._damaged.get, noun))
 
     def _build(self, seams: MachineSeams) -> None:
         config = self.config
@@ -178,13 +206,28 @@ class Node:
         self._undo.push_async_callback(consumers.close)
         self.metrics.pull("consumers", consumers.stats)
         options = _options(config.broker, BrokerOptions)
-        self.broker = Broker(self.engine, seams.clock, options, consumers, config.shared_scan, config.idempotency)
+        self.broker = Broker(
+            self.engine,
+            seams.clock,
+            options,
+            consumers,
+            config.shared_scan,
+            config.idempotency,
+            config.producers,
+            config.transactions,
+        )
         self.metrics.pull("shared_scan", self.broker.shared_scans.stats)
+        self.groups = Groups(self.engine, seams.clock, seams.random, config.groups)
+        self.groups.offsets.unstable = self.broker.transactions.unstable
+        self.broker.transactions.offset_changes = self.groups.offsets.changes
+        self.groups.start()
+        self._undo.push_async_callback(self.groups.close)
+        self.metrics.pull("groups", self.groups.stats)
         policy = policy_from_mapping({"roles": config.policy.roles, "bindings": config.policy.bindings})
         self.pipeline = Pipeline(
             self.broker,
             PolicyEngine(policy),
-            Chain([TokenProvider(self.tokens), CertificateProvider((), seams.clock.now_ms)]),
+            Chain([TokenProvider(self.tokens), CertificateProvider((), seams.clock.now_ms), UserProvider(self.users)]),
             _quotas(config.quotas),
             self.audit,
             seams.clock,
@@ -198,14 +241,22 @@ class Node:
             _options(config.rest, RestOptions),
             _options(config.sse, SseOptions),
             self.tokens,
-            about_node.operations(),
+            [*UserRoutes(self.pipeline, self.users).operations(), *about_node.operations()],
             self.send_buffers,
         )
 
     async def _listen(self) -> None:
+        await self._listen_http()
+        if self.config.listeners.kafka.enabled:
+            await self._listen_kafka()
+        listeners = [self.config.listeners.http, self.config.listeners.kafka]
+        if not self.config.tls.certificate and not all(listener.plain for listener in listeners):
+            self._spawn("certificate renewal", self._renew_certificate())
+
+    async def _listen_http(self) -> None:
         config, listener = self.config, self.config.listeners.http
         assert self._rest is not None
-        contexts = None if listener.plain else await asyncio.to_thread(self._open_tls)
+        contexts = await self._contexts("http", listener)
         websocket = make_websocket_protocol(
             self.pipeline, self.metrics, _options(config.websocket, WebSocketOptions), self.send_buffers
         )
@@ -215,13 +266,51 @@ class Node:
         self._undo.push_async_callback(self._server.drain, config.limits.drain_ms)
         assert self._server.address is not None
         self.addresses["http"] = self._server.address
-        if contexts is not None:
-            self.health.add("certificate", contexts.problem)
-            self._spawn("certificate watch", contexts.watch(config.tls.poll_ms))
-            if not config.tls.certificate:
-                self._spawn("certificate renewal", self._renew_certificate())
 
-    def _open_tls(self) -> TlsContexts:
+    async def _listen_kafka(self) -> None:
+        config, listener = self.config, self.config.listeners.kafka
+        contexts = await self._contexts("kafka", listener)
+        node = KafkaNode(
+            self.pipeline,
+            self.pipeline.clock,
+            self.metrics,
+            urlsafe_b64encode(self._keystore.cluster_id).rstrip(b"=").decode(),
+            _options(config.kafka, KafkaOptions),
+            users=self.users,
+            groups=self.groups,
+            transactions=self.broker.transactions,
+            auto_create=config.broker.auto_create,
+        )
+        node.operations = table(node)
+        await asyncio.to_thread(prepare_first)
+        self._undo.push_async_callback(_cancelled, asyncio.create_task(prepare_rest(node.operations)))
+        limits = config.limits
+        self._kafka = StreamServer(
+            "kafka",
+            partial(KafkaProtocol, node, listener, limits.connections_max, limits.write_stall_ms),
+            listener,
+            contexts,
+            limits,
+            self.metrics,
+        )
+        self._kafka.start(await asyncio.to_thread(bind, "kafka", listener))
+        self._undo.push_async_callback(self._kafka.drain, limits.drain_ms)
+        assert self._kafka.address is not None
+        self.addresses["kafka"] = self._kafka.address
+
+    async def _contexts(self, protocol: str, listener: Socket) -> TlsContexts | None:
+        """Of a listener's own, since each may ask for certificates or not; None for a plain one."""
+        if listener.plain:
+            return None
+        contexts = await asyncio.to_thread(self._open_tls, listener)
+        self.health.add("certificate" if protocol == "http" else f"certificate of {protocol}", contexts.problem)
+        self._spawn(
+            "certificate watch" if protocol == "http" else f"certificate watch of {protocol}",
+            contexts.watch(self.config.tls.poll_ms),
+        )
+        return contexts
+
+    def _open_tls(self, listener: Socket) -> TlsContexts:
         """Blocking."""
         given = self.config.tls
         client_ca = Path(given.client_ca) if given.client_ca else None
@@ -230,13 +319,13 @@ class Node:
         else:
             made = self._ensure_certificate()
             files = CertificateFiles(made.server, made.server_key, client_ca or made.ca)
-        return TlsContexts(files, self.config.listeners.http.tls, lambda: datetime.now(UTC), self._report_certificate)
+        return TlsContexts(files, listener.tls, lambda: datetime.now(UTC), self._report_certificate)
 
     def _watch(self) -> None:
         lag = LoopLag(self.metrics.event_loop_lag_seconds.observe)
         lag.start()
         self._undo.callback(lag.stop)
-        self._spawn("token reload", self._reload_tokens())
+        self._spawn("token reload", self._reload_identities())
 
     def _spawn(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         """In the background until the node stops. Work that ends by itself has failed, and the node is not ready any more."""
@@ -246,23 +335,26 @@ class Node:
 
     def _ensure_certificate(self) -> CertificatePaths:
         """Blocking."""
-        host = self.config.listeners.http.host
-        return ensure_development_ca(Path(self.config.node.certs), [] if _is_wildcard(host) else [host], datetime.now(UTC))
+        config = self.config
+        hosts = {config.listeners.http.host, config.listeners.kafka.host, config.kafka.advertised_host}
+        named = sorted(host for host in hosts if host and not _is_wildcard(host))
+        return ensure_development_ca(Path(config.node.certs), named, datetime.now(UTC))
 
     # While it runs
 
-    async def _reload_tokens(self) -> None:
+    async def _reload_identities(self) -> None:
         """What the command line changed takes hold here; damage is told once, and by /readyz as long as it lasts."""
         while True:
             await asyncio.sleep(self.config.tokens.reload_ms / 1_000)
-            try:
-                await asyncio.to_thread(self.tokens.reload_if_changed)
-            except TokenStoreDamaged as damage:
-                if self._tokens_damaged is None:
-                    logger.error("tokens are judged by what was last read: %s", damage)
-                self._tokens_damaged = "the token file cannot be read"
-            else:
-                self._tokens_damaged = None
+            for noun, store in (("token", self.tokens), ("user", self.users)):
+                try:
+                    await asyncio.to_thread(store.reload_if_changed)
+                except StoreDamaged as damage:
+                    if noun not in self._damaged:
+                        logger.error("%ss are judged by what was last read: %s", noun, damage)
+                    self._damaged[noun] = f"the {noun} file cannot be read"
+                else:
+                    self._damaged.pop(noun, None)
 
     async def _renew_certificate(self) -> None:
         """The file; the watch puts it into use."""
@@ -282,14 +374,14 @@ class Node:
         self.metrics.certificate_expiry_seconds.set(expires_at_s)
 
     def _describe(self) -> dict[str, object]:
-        listener = self.config.listeners.http
+        listeners = self.config.listeners
         return {
             "version": version("sprawl-server"),
             "cluster_id": self._keystore.cluster_id.hex(),
             "started_at": self._started_at.isoformat(timespec="seconds"),
             "engine": msgspec.structs.asdict(self.engine.capabilities()),
             "listeners": {
-                protocol: {"host": host, "port": port, "tls": "plain" if listener.plain else listener.tls}
+                protocol: {"host": host, "port": port, "tls": _protection(getattr(listeners, protocol))}
                 for protocol, (host, port) in self.addresses.items()
             },
         }
@@ -307,6 +399,10 @@ def _quotas(section: QuotasSection) -> Quotas:
         if rate > 0:
             limits[quota.value] = RateLimit(rate, burst or rate)
     return Quotas(limits)
+
+
+def _protection(listener: Socket) -> str:
+    return "plain" if listener.plain else listener.tls
 
 
 def _is_wildcard(host: str) -> bool:

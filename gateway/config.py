@@ -26,11 +26,15 @@ import msgspec
 
 from broker.delivery.consumer_options import DeliveryOptions
 from broker.delivery.shared_scan import SharedScanOptions
+from broker.groups.group_options import GroupOptions
 from broker.idempotency_options import IdempotencyOptions
 from broker.log.options import LogOptions
+from broker.producers.options import ProducerOptions
+from broker.transactions.options import TransactionOptions
 from gateway.settings import (
     BrokerSection,
     Count,
+    KafkaSection,
     LimitsSection,
     ListenersSection,
     LoggingSection,
@@ -42,6 +46,7 @@ from gateway.settings import (
     SseSection,
     TlsSection,
     TokensSection,
+    UsersSection,
     WebSocketSection,
 )
 from security.policy.mapping import roles_and_bindings
@@ -101,14 +106,19 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     delivery: DeliveryOptions = DeliveryOptions()
     shared_scan: SharedScanOptions = SharedScanOptions()
     idempotency: IdempotencyOptions = IdempotencyOptions()
+    producers: ProducerOptions = ProducerOptions()
+    transactions: TransactionOptions = TransactionOptions()
+    groups: GroupOptions = GroupOptions()
     listeners: ListenersSection = ListenersSection()
     tls: TlsSection = TlsSection()
     rest: RestSection = RestSection()
     sse: SseSection = SseSection()
     websocket: WebSocketSection = WebSocketSection()
+    kafka: KafkaSection = KafkaSection()
     limits: LimitsSection = LimitsSection()
     policy: PolicySection = PolicySection()
     tokens: TokensSection = TokensSection()
+    users: UsersSection = UsersSection()
     quotas: QuotasSection = QuotasSection()
     origins: Mapping[str, Origin] = {}
 

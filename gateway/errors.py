@@ -37,10 +37,17 @@ from broker import errors as broker
 from broker.delivery import consumer_errors as consumers
 from broker.delivery.filter import FilterInvalid
 from broker.delivery.position import CursorAhead, CursorUnknown, PositionRefused
+from broker.groups import group_errors as groups
+from broker.producers import errors as producers
+from gateway.wire.kafka.error_codes import ErrorCode
 from security import errors as security
+from security.identity.document_file import StoreBusy, StoreDamaged, StoreFull
 from security.identity.token_file import TokenStoreBusy, TokenStoreDamaged, TokenStoreFull
 from security.identity.tokens import TokenUnknown
+from security.identity.user_file import UserStoreBusy, UserStoreDamaged, UserStoreFull
+from security.identity.users import UserExists, UserUnknown
 from security.policy.mapping import PolicyInvalid
+from security.policy.model import NODE_ACTIONS, Action
 
 logger = logging.getLogger(__name__)
 
@@ -246,7 +253,49 @@ TABLE: dict[type[Exception], Translation] = {
     ),
     broker.BatchRefused: Translation(400, "batch-refused", "The record batch is refused", ("reason",)),
     batch.CorruptBatch: Translation(400, "corrupt-batch", "The record batch is corrupt", ("reason", "position")),
+    batch.IllegalBatch: Translation(400, "illegal-batch", "The record batch is refused", ("reason",)),
+    batch.TimestampRefused: Translation(400, "timestamp-refused", "A timestamp is refused", ("timestamp_ms", "limit_ms")),
     batch.UnsupportedCompression: Translation(400, "unsupported-compression", "The compression is not supported", ("codec",)),
+    # Producers that number their batches, and transactions.
+    producers.ProducerProblem: Translation(409, "producer-problem", "Something is wrong with the producer"),
+    producers.OutOfOrderSequence: Translation(
+        409, "out-of-order-sequence", "The batch is out of order", ("producer_id", "found", "expected")
+    ),
+    producers.InvalidProducerEpoch: Translation(
+        409, "invalid-producer-epoch", "A newer run of the producer is in its place", ("producer_id", "found", "current")
+    ),
+    producers.ProducerFenced: Translation(409, "producer-fenced", "Another producer is in its place", ("transactional_id",)),
+    producers.InvalidTransactionState: Translation(409, "invalid-transaction-state", "Not at this point of a transaction"),
+    producers.InvalidProducerIdMapping: Translation(
+        409, "invalid-producer-id-mapping", "The producer id is another's", ("transactional_id",)
+    ),
+    producers.InvalidTransactionTimeout: Translation(
+        400, "invalid-transaction-timeout", "The timeout is not possible", ("timeout_ms", "limit_ms")
+    ),
+    producers.TransactionalIdInvalid: Translation(400, "transactional-id-invalid", "The transactional id is not valid"),
+    producers.TransactionalIdUnknown: Translation(
+        404, "unknown-transactional-id", "There is no such transactional id", ("transactional_id",)
+    ),
+    # Groups of Kafka clients.
+    groups.GroupProblem: Translation(409, "group-problem", "Something is wrong with the group"),
+    groups.GroupIdInvalid: Translation(400, "group-id-invalid", "The group id is not valid"),
+    groups.GroupUnknown: Translation(404, "unknown-group", "There is no such group", ("group",)),
+    groups.GroupNotEmpty: Translation(409, "group-not-empty", "The group has members", ("group",)),
+    groups.GroupFull: Translation(409, "group-full", "The group is full", ("limit_name", "limit")),
+    groups.MemberUnknown: Translation(404, "unknown-member", "There is no such member"),
+    groups.MemberIdRequired: Translation(409, "member-id-required", "A member id is needed", ("member_id",)),
+    groups.InstanceFenced: Translation(409, "instance-fenced", "Another member has taken its place"),
+    groups.InstanceUnreleased: Translation(409, "instance-unreleased", "Another member is in its place"),
+    groups.GenerationIllegal: Translation(409, "illegal-generation", "It is another generation", ("generation", "current")),
+    groups.MemberEpochFenced: Translation(409, "member-epoch-fenced", "The member is fenced"),
+    groups.MemberEpochStale: Translation(409, "member-epoch-stale", "It is an earlier epoch", ("epoch", "current")),
+    groups.RebalanceUnderWay: Translation(409, "rebalance-under-way", "The group rebalances"),
+    groups.ProtocolInconsistent: Translation(409, "protocol-inconsistent", "The group has another protocol"),
+    groups.AssignorUnsupported: Translation(400, "unsupported-assignor", "There is no such assignor"),
+    groups.SubscriptionInvalid: Translation(400, "subscription-invalid", "The subscription is not valid"),
+    groups.SessionTimeoutInvalid: Translation(400, "session-timeout-invalid", "The session timeout is not valid"),
+    groups.OffsetMetadataTooLarge: Translation(413, "offset-metadata-too-large", "The metadata is too large"),
+    groups.TopicSubscribed: Translation(409, "topic-subscribed", "The topic is in use by the group"),
     # 503 for all: the same request may succeed later, after an unknown outcome with the same message ids.
     broker.Unavailable: Translation(503, "unavailable", "Not now"),
     broker.Overloaded: Translation(503, "overloaded", "The node is overloaded", ("queue", "limit", "retry_after_ms")),
@@ -306,6 +355,14 @@ TABLE: dict[type[Exception], Translation] = {
     security.AccessDenied: Translation(403, "access-denied", "Not allowed", ("principal", "action", "resource")),
     security.QuotaExceeded: Translation(429, "quota-exceeded", "Too much", ("quota", "retry_after_ms")),
     TokenUnknown: Translation(404, "unknown-token", "There is no such token", ("token_id",)),
+    StoreDamaged: UNEXPECTED,
+    StoreFull: UNEXPECTED,
+    StoreBusy: UNEXPECTED,
+    UserUnknown: Translation(404, "unknown-user", "There is no such user", ("name",)),
+    UserExists: Translation(409, "user-exists", "There is such a user already", ("name",)),
+    UserStoreFull: Translation(409, "user-store-full", "There are too many users", ("limit_name", "limit")),
+    UserStoreBusy: Translation(503, "user-store-busy", "The users are being changed", (), None, "try again in a moment"),
+    UserStoreDamaged: Translation(503, "user-store-damaged", "Users cannot be checked", (), INTERNAL, _ASK_OPERATOR),
     TokenStoreFull: Translation(409, "token-store-full", "There are too many tokens", ("limit_name", "limit")),
     TokenStoreBusy: Translation(503, "token-store-busy", "The tokens are being changed", (), None, "try again in a moment"),
     TokenStoreDamaged: Translation(503, "token-store-damaged", "Tokens cannot be checked", (), INTERNAL, _ASK_OPERATOR),
@@ -345,6 +402,88 @@ TABLE[security.CredentialsInvalid] = Translation(
     UNAUTHENTICATED,
     "the credentials are not valid: check them, or ask for new ones",
 )
+
+
+# The same in Kafka's words, which are numbers: the class's own, or that of the nearest class above it. Those that Kafka's clients
+# retry are so here: the same request may succeed later.
+KAFKA: dict[type[Exception], ErrorCode] = {
+    Exception: ErrorCode.UNKNOWN_SERVER_ERROR,
+    broker.UnknownTopic: ErrorCode.UNKNOWN_TOPIC_OR_PARTITION,
+    broker.UnknownPartition: ErrorCode.UNKNOWN_TOPIC_OR_PARTITION,
+    broker.TopicExists: ErrorCode.TOPIC_ALREADY_EXISTS,
+    broker.IllegalTopicName: ErrorCode.INVALID_TOPIC_EXCEPTION,
+    broker.InvalidConfig: ErrorCode.INVALID_CONFIG,
+    broker.PartitionsRefused: ErrorCode.INVALID_PARTITIONS,
+    broker.OffsetOutOfRange: ErrorCode.OFFSET_OUT_OF_RANGE,
+    broker.RecordTooLarge: ErrorCode.MESSAGE_TOO_LARGE,
+    batch.BatchTooLarge: ErrorCode.MESSAGE_TOO_LARGE,
+    broker.BatchRefused: ErrorCode.INVALID_RECORD,
+    batch.CorruptBatch: ErrorCode.CORRUPT_MESSAGE,
+    batch.IllegalBatch: ErrorCode.INVALID_RECORD,
+    batch.TimestampRefused: ErrorCode.INVALID_TIMESTAMP,
+    batch.UnsupportedCompression: ErrorCode.UNSUPPORTED_COMPRESSION_TYPE,
+    # Producers send a batch again that not enough replicas took; a timeout says that the outcome is not known.
+    broker.Unavailable: ErrorCode.NOT_ENOUGH_REPLICAS,
+    broker.AppendUnknown: ErrorCode.REQUEST_TIMED_OUT,
+    broker.DiskFailed: ErrorCode.KAFKA_STORAGE_ERROR,
+    broker.StorageProblem: ErrorCode.KAFKA_STORAGE_ERROR,
+    security.KeyProblem: ErrorCode.KAFKA_STORAGE_ERROR,
+    security.IdentityProblem: ErrorCode.SASL_AUTHENTICATION_FAILED,
+    security.AccessDenied: ErrorCode.TOPIC_AUTHORIZATION_FAILED,
+    security.QuotaExceeded: ErrorCode.THROTTLING_QUOTA_EXCEEDED,
+    UserUnknown: ErrorCode.RESOURCE_NOT_FOUND,
+    UserStoreFull: ErrorCode.POLICY_VIOLATION,
+    UserStoreBusy: ErrorCode.REQUEST_TIMED_OUT,
+    RequestInvalid: ErrorCode.INVALID_REQUEST,
+    RecordInvalid: ErrorCode.INVALID_RECORD,
+    BodyTooLarge: ErrorCode.MESSAGE_TOO_LARGE,
+    Busy: ErrorCode.NOT_ENOUGH_REPLICAS,
+    Draining: ErrorCode.BROKER_NOT_AVAILABLE,
+    ClientGone: ErrorCode.NETWORK_EXCEPTION,
+    producers.OutOfOrderSequence: ErrorCode.OUT_OF_ORDER_SEQUENCE_NUMBER,
+    producers.InvalidProducerEpoch: ErrorCode.INVALID_PRODUCER_EPOCH,
+    producers.InvalidTransactionState: ErrorCode.INVALID_TXN_STATE,
+    producers.InvalidProducerIdMapping: ErrorCode.INVALID_PRODUCER_ID_MAPPING,
+    producers.InvalidTransactionTimeout: ErrorCode.INVALID_TRANSACTION_TIMEOUT,
+    producers.ProducerFenced: ErrorCode.PRODUCER_FENCED,
+    producers.TransactionalIdInvalid: ErrorCode.INVALID_REQUEST,
+    producers.TransactionalIdUnknown: ErrorCode.TRANSACTIONAL_ID_NOT_FOUND,
+    groups.GroupIdInvalid: ErrorCode.INVALID_GROUP_ID,
+    groups.GroupUnknown: ErrorCode.GROUP_ID_NOT_FOUND,
+    groups.GroupNotEmpty: ErrorCode.NON_EMPTY_GROUP,
+    groups.GroupFull: ErrorCode.GROUP_MAX_SIZE_REACHED,
+    groups.MemberUnknown: ErrorCode.UNKNOWN_MEMBER_ID,
+    groups.MemberIdRequired: ErrorCode.MEMBER_ID_REQUIRED,
+    groups.InstanceFenced: ErrorCode.FENCED_INSTANCE_ID,
+    groups.InstanceUnreleased: ErrorCode.UNRELEASED_INSTANCE_ID,
+    groups.GenerationIllegal: ErrorCode.ILLEGAL_GENERATION,
+    groups.MemberEpochFenced: ErrorCode.FENCED_MEMBER_EPOCH,
+    groups.MemberEpochStale: ErrorCode.STALE_MEMBER_EPOCH,
+    groups.RebalanceUnderWay: ErrorCode.REBALANCE_IN_PROGRESS,
+    groups.ProtocolInconsistent: ErrorCode.INCONSISTENT_GROUP_PROTOCOL,
+    groups.AssignorUnsupported: ErrorCode.UNSUPPORTED_ASSIGNOR,
+    groups.SubscriptionInvalid: ErrorCode.INVALID_REGULAR_EXPRESSION,
+    groups.SessionTimeoutInvalid: ErrorCode.INVALID_SESSION_TIMEOUT,
+    groups.OffsetMetadataTooLarge: ErrorCode.OFFSET_METADATA_TOO_LARGE,
+    groups.TopicSubscribed: ErrorCode.GROUP_SUBSCRIBED_TO_TOPIC,
+}
+KAFKA_DENIED: dict[str, ErrorCode] = {
+    Action.GROUP: ErrorCode.GROUP_AUTHORIZATION_FAILED,
+    Action.TRANSACTION: ErrorCode.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
+    **dict.fromkeys(NODE_ACTIONS, ErrorCode.CLUSTER_AUTHORIZATION_FAILED),
+}
+
+
+def kafka_error(error: BaseException, instance: str = "") -> tuple[ErrorCode, str]:
+    """Kafka's code, and what its `error_message` says. Logs what the caller is not told."""
+    row = translate(error)
+    if row.status >= 500 and row.detail is not None:
+        logger.error("request failed: %s", row.slug, exc_info=error, extra={"request_id": instance})
+    if isinstance(error, security.AccessDenied):
+        code = KAFKA_DENIED.get(error.action, ErrorCode.TOPIC_AUTHORIZATION_FAILED)
+    else:
+        code = next((KAFKA[kind] for kind in type(error).__mro__ if kind in KAFKA), ErrorCode.UNKNOWN_SERVER_ERROR)
+    return code, str(error) if row.detail is None else row.detail
 
 
 def translate(error: BaseException) -> Translation:

@@ -9,6 +9,8 @@ request. On the way out: forbidden records are cut, the others keep their offset
 Whatever waited is authorised again after the wait, and between that and the return nothing awaits: what a changed policy, a
 revoked token or its expiry no longer allows is not delivered, however long the read was pending.
 
+Whole batches, as Kafka clients send and ask for them, go the same ways in `gateway/producing.py` and `gateway/fetching.py`.
+
 Rights come before existence: who has no right on a topic is refused alike whether there is one of that name or not.
 """
 
@@ -36,6 +38,8 @@ from broker.topics.configs import DEAD_LETTER_TOPIC
 from gateway.consumer_feed import ConsumerFeed
 from gateway.errors import Busy, RecordInvalid, RequestInvalid
 from gateway.feed import Feed, FilterRights, TopicRights
+from gateway.fetching import Fetching
+from gateway.producing import Producing
 from security.errors import AccessDenied, IdentityProblem, QuotaExceeded
 from security.identity.chain import Chain, Credential
 from security.policy.model import NODE_ACTIONS, Action, Decision, Scope
@@ -161,6 +165,8 @@ class Pipeline:
         self._audit = audit
         self._publishes = 0
         self.feeds = 0
+        self.producing = Producing(self)
+        self.fetching = Fetching(self)
 
     # The steps on the way in, in their order
 
@@ -191,13 +197,47 @@ class Pipeline:
             raise self._denied(session, Action.READ, topic, f"not this key of it: {decision.reason}")
         return decision
 
+    def authorise_group(self, session: Session, group: str) -> None:
+        """2, for a consumer group: using, describing and deleting it. AccessDenied, IdentityProblem."""
+        self._authorise_named(session, Action.GROUP, group, "group")
+
+    def authorise_transaction(self, session: Session, transactional_id: str) -> None:
+        """2, for a transactional id. AccessDenied, IdentityProblem."""
+        self._authorise_named(session, Action.TRANSACTION, transactional_id, "transactional id")
+
+    def authorise_numbering(self, session: Session) -> None:
+        """2, for a producer id: that the session may publish to some topic at all. AccessDenied, IdentityProblem."""
+        self.chain.still_valid(session.principal)
+        if not self._does_something(session.principal, Action.PUBLISH):
+            raise self._denied(session, Action.PUBLISH, "", "none of its roles and scopes publishes to any topic")
+
+    def may_describe(self, session: Session, topic: str) -> bool:
+        """For one topic of many: not audited, nobody asked for it by name."""
+        return self._may(session, Action.DESCRIBE, topic)
+
+    def may_use_group(self, session: Session, group: str) -> bool:
+        """For one group of many: not audited, nobody asked for it by name."""
+        return self._may(session, Action.GROUP, group)
+
+    def may_use_transaction(self, session: Session, transactional_id: str) -> bool:
+        """For one transactional id of many: not audited, nobody asked for it by name."""
+        return self._may(session, Action.TRANSACTION, transactional_id)
+
+    def _authorise_named(self, session: Session, action: Action, name: str, what: str) -> None:
+        self.chain.still_valid(session.principal)
+        decision = self.policy.decide(session.principal, action, name, self.clock.now_ms())
+        if decision.form is not Decision.ALL:
+            resource = f"{what} {name[:TOPIC_CHARS_SHOWN]}"
+            self._audit.record("access", session, action, resource, "denied", decision.reason)
+            raise AccessDenied(session.principal.name, action, resource, decision.reason)
+
     def authorise_reading(self, session: Session, address: str, *, known: bool = False) -> None:
         """2, for a filter over topics: that the session may read some topic at all, which may be `known` for this policy.
 
         AccessDenied, IdentityProblem.
         """
         self.chain.still_valid(session.principal)
-        if not known and not self._reads_something(session.principal):
+        if not known and not self._does_something(session.principal, Action.READ):
             raise self._denied(session, Action.READ, address, "none of its roles and scopes reads any topic")
 
     def decide_reading(self, session: Session, topic: str) -> Decision:
@@ -221,12 +261,12 @@ class Pipeline:
         """4. Keys, ids, timestamps and headers. Raises AccessDenied, RecordInvalid, RequestInvalid."""
         if isinstance(records, Columns):  # never empty, without ids and timestamps of their own, with headers that edges imply
             if decision.form is not Decision.ALL:
-                self._check_keys(session, topic, [key for key, _ in records.pairs()], decision)
+                self.check_keys(session, topic, [key for key, _ in records.pairs()], decision)
             return
         if not records:
             raise RequestInvalid("there is no record to publish")
         if decision.form is not Decision.ALL:
-            self._check_keys(session, topic, [record.key for record in records], decision)
+            self.check_keys(session, topic, [record.key for record in records], decision)
         checked: object = ()
         for index, record in enumerate(records):
             if record.message_id is not None and not valid_message_id(record.message_id):
@@ -484,18 +524,34 @@ class Pipeline:
         self.charge(session, Quota.REQUESTS, 1)
         return self.broker.topic(name), self.broker.offsets(name)
 
-    async def create_topic(self, session: Session, name: str, partitions: int | None, configs: Mapping[str, str]) -> Topic:
+    async def create_topic(
+        self, session: Session, name: str, partitions: int | None, configs: Mapping[str, str], *, validate_only: bool = False
+    ) -> Topic:
+        """`validate_only`: nothing is made, but whatever would be refused is."""
         self.authorise(session, Action.CREATE, name)
         self._require_graveyard(session, configs)
         self.charge(session, Quota.REQUESTS, 1)
+        if validate_only:
+            return self.broker.check_new_topic(name, partitions, configs)
         topic = await self.broker.create_topic(name, partitions, configs)
         self.audit(session, Action.CREATE, name)
         return topic
 
-    async def alter_topic(self, session: Session, name: str, partitions: int | None, configs: Mapping[str, str | None]) -> Topic:
+    async def alter_topic(
+        self,
+        session: Session,
+        name: str,
+        partitions: int | None,
+        configs: Mapping[str, str | None],
+        *,
+        validate_only: bool = False,
+    ) -> Topic:
+        """`validate_only`: nothing is altered, but whatever would be refused is."""
         self.authorise(session, Action.ALTER, name)
         self._require_graveyard(session, configs)
         self.charge(session, Quota.REQUESTS, 1)
+        if validate_only:
+            return self.broker.check_altered(name, partitions=partitions, configs=configs)
         topic = await self.broker.alter_topic(name, partitions=partitions, configs=configs)
         self.audit(session, Action.ALTER, name)
         return topic
@@ -538,6 +594,10 @@ class Pipeline:
         if ends_ms is not None and (ttl_ms is None or self.clock.now_ms() + ttl_ms > ends_ms):
             raise self._denied(session, Action.TOKENS, "", "the new token would outlive it")
 
+    def require_account(self, session: Session, account: Principal, roles: Sequence[str] = ()) -> None:
+        """Nobody gets into an account that may do more than they: what the policy binds to its name counts as well."""
+        self.require_grantable(session, [*roles, *self.policy.policy.roles_of(account)], None, None)
+
     # Parts of the steps
 
     def charge(self, session: Session, quota: Quota, cost: float) -> None:
@@ -552,12 +612,12 @@ class Pipeline:
             return 0
         return self.quotas.admit(quota, session.principal.name, cost, self.clock.monotonic_ms() * 1_000_000)
 
-    def _reads_something(self, principal: Principal) -> bool:
+    def _does_something(self, principal: Principal, action: Action) -> bool:
         policy = self.policy.policy
         held = (policy.roles[name] for name in policy.roles_of(principal) if name in policy.roles)
-        if principal.scopes is not None and not any(Action.READ in scope.actions for scope in principal.scopes):
+        if principal.scopes is not None and not any(action in scope.actions for scope in principal.scopes):
             return False
-        return any(rule.effect == "allow" and Action.READ in rule.actions for role in held for rule in role.rules)
+        return any(rule.effect == "allow" and action in rule.actions for role in held for rule in role.rules)
 
     def _rights(self, session: Session, filter: Filter) -> tuple[TopicRights | FilterRights, Callable[[str], bool] | None]:
         """What it may have of the filter, and, where that reaches several topics, which of them it may read at all."""
@@ -612,7 +672,8 @@ class Pipeline:
         self._audit.record("access", session, action, resource, "denied", reason)
         return AccessDenied(session.principal.name, action, resource, reason if told else "nothing it holds allows it")
 
-    def _check_keys(self, session: Session, topic: str, keys: Sequence[bytes | None], decision: Decision) -> None:
+    def check_keys(self, session: Session, topic: str, keys: Sequence[bytes | None], decision: Decision) -> None:
+        """4, for a publisher of some keys: AccessDenied for the first one that it may not write."""
         for index, key in enumerate(keys):
             if not decision.allows(key):
                 reason = f"not the key of record {index}: {decision.reason}"

@@ -38,11 +38,20 @@ class NodeSection(Section, frozen=True, kw_only=True):
     """Folder of the development CA and the server certificate; default `<home>/certs`."""
     tokens: str = ""
     """File of the hashed access tokens; default `<home>/tokens.json`."""
+    users: str = ""
+    """File of the users with passwords, kept as SCRAM keeps them; default `<home>/users.json`."""
     audit: str = ""
     """File of the audit trail, JSON lines, mode 0600; default `<home>/audit.jsonl`."""
 
     def __post_init__(self) -> None:
-        defaults = {"data": "data", "keys": "keys", "certs": "certs", "tokens": "tokens.json", "audit": "audit.jsonl"}
+        defaults = {
+            "data": "data",
+            "keys": "keys",
+            "certs": "certs",
+            "tokens": "tokens.json",
+            "users": "users.json",
+            "audit": "audit.jsonl",
+        }
         for name, default in defaults.items():
             if not getattr(self, name):
                 force_setattr(self, name, str(Path(self.home) / default))
@@ -86,8 +95,8 @@ class PipelineSection(Section, frozen=True, kw_only=True):
     """Live readers; one more is told to retry."""
 
 
-class Listener(Section, frozen=True, kw_only=True):
-    """One listening socket of one protocol."""
+class Socket(Section, frozen=True, kw_only=True):
+    """One listening socket, whatever is spoken there."""
 
     host: str = "127.0.0.1"
     """Address to bind, an IP address or `localhost`."""
@@ -99,8 +108,6 @@ class Listener(Section, frozen=True, kw_only=True):
     """No TLS. On loopback only."""
     anonymous: bool = False
     """Callers without credentials become the principal `anonymous`, who has no rights until bound to a role. On loopback only."""
-    hosts: tuple[str, ...] = ()
-    """Names that a plain or anonymous listener may be asked by, besides `localhost` and loopback addresses; no others."""
 
     def __post_init__(self) -> None:
         if self.plain and self.tls != "server":
@@ -111,6 +118,22 @@ class Listener(Section, frozen=True, kw_only=True):
                 f"{' and '.join(exposed)} may be set on loopback only, and {self.host!r} is reachable from other machines: "
                 "bind 127.0.0.1 or ::1, or take the setting away"
             )
+
+
+class Listener(Socket, frozen=True, kw_only=True):
+    """The socket of HTTP."""
+
+    hosts: tuple[str, ...] = ()
+    """Names that a plain or anonymous listener may be asked by, besides `localhost` and loopback addresses; no others."""
+
+
+class KafkaListener(Socket, frozen=True, kw_only=True):
+    """The socket of Kafka clients."""
+
+    port: Port = 9092
+    """TCP port; 0 takes a free one."""
+    enabled: bool = True
+    """Whether Kafka clients are served at all."""
 
 
 def is_loopback(host: str) -> bool:
@@ -128,6 +151,8 @@ class ListenersSection(Section, frozen=True, kw_only=True):
 
     http: Listener = Listener()
     """REST, Server-Sent Events and WebSocket."""
+    kafka: KafkaListener = KafkaListener()
+    """Kafka clients."""
 
 
 class TlsSection(Section, frozen=True, kw_only=True):
@@ -250,6 +275,37 @@ class WebSocketSection(Section, frozen=True, kw_only=True):
     """Frames and operations of one connection handled before the others have their turn."""
 
 
+class KafkaSection(Section, frozen=True, kw_only=True):
+    """Kafka clients."""
+
+    node_id: Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)] = 1
+    """The number of this node in what clients are told of the cluster."""
+    advertised_host: str = ""
+    """Where clients are told to connect; default the address that they have connected to."""
+    advertised_port: Port = 0
+    """The port of it; 0 is the one that they have connected to."""
+    request_bytes_max: Bytes = 100 * 1024 * 1024
+    """One request; more closes the connection. (socket.request.max.bytes)"""
+    open_request_bytes_max: Bytes = 512 * 1024
+    """The same before the client has said who it is. (sasl.server.max.receive.size)"""
+    received_bytes_max: Bytes = 256 * 1024 * 1024
+    """Requests under way or arriving, of all connections; beyond it those that have one are not read.
+    (queued.max.request.bytes)"""
+    requests_in_flight_max: Count = 64
+    """Requests of one connection under way; at the bound it is not read."""
+    idle_ms: Milliseconds = 600_000
+    """A connection without a request for so long is closed. (connections.max.idle.ms)"""
+    auth_ms: Milliseconds = 30_000
+    """How long a client may take to say who it is."""
+    request_pause_ms: Milliseconds = 30_000
+    """The longest pause within a request; then the connection is closed."""
+    failed_authentication_ms: Milliseconds = 100
+    """How late a refused log-in is answered. (connection.failed.authentication.delay.ms)"""
+    reauthentication_ms_max: Annotated[int, msgspec.Meta(ge=0, le=86_400_000)] = 0
+    """How long a SASL session lasts before the client has to prove itself again; 0: as long as its credential.
+    (connections.max.reauth.ms)"""
+
+
 class LimitsSection(Section, frozen=True, kw_only=True):
     """What a listener bears."""
 
@@ -299,11 +355,18 @@ class TokensSection(Section, frozen=True, kw_only=True):
     """Access tokens."""
 
     reload_ms: Milliseconds = 250
-    """How often the token file is looked at, so that a revocation by another process takes hold within a second."""
+    """How often the files of tokens and users are looked at: a revocation by another process takes hold within a second."""
     tokens_max: Count = 10_000
     """Tokens kept, the revoked and expired included until their place is needed."""
     stale_ms_max: Milliseconds = 60_000
     """How long decisions rest on what was last read while the token file is damaged or away; then all tokens are refused."""
+
+
+class UsersSection(Section, frozen=True, kw_only=True):
+    """Users with passwords."""
+
+    users_max: Count = 10_000
+    """Users kept."""
 
 
 class QuotasSection(Section, frozen=True, kw_only=True):

@@ -31,6 +31,8 @@ class Connection:
     token: str | None = field(default=None, repr=False)
     client_cert: Path | None = None
     client_key: Path | None = None
+    kafka: str | None = None
+    """The Kafka listener, as `SASL_SSL://host:port`; known of a node on this machine."""
 
     @property
     def websocket_url(self) -> str:
@@ -83,7 +85,8 @@ def resolve_connection(
         ca = profile.ca
     chosen = (url or (profile.url if profile else URL_DEFAULT)).rstrip("/")
     _check_url(chosen, with_token=token is not None)
-    return Connection(chosen, ca, _check_token(token), client_cert, client_key)
+    kafka = profile.kafka if profile is not None and own else None
+    return Connection(chosen, ca, _check_token(token), client_cert, client_key, kafka)
 
 
 def read_token_file(path: Path) -> str:

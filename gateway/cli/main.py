@@ -23,6 +23,7 @@ VERBS = {
     "consumers": ("gateway.cli.consumers", "List, show, delete, seek and give away durable consumers."),
     "dlq": ("gateway.cli.dlq", "List, show, replay and purge dead letters."),
     "tokens": ("gateway.cli.tokens", "Create, list and revoke access tokens."),
+    "users": ("gateway.cli.users", "List, add and delete users with passwords, and change their passwords."),
     "log": ("gateway.cli.log", "Examine and mend the log of a stopped node."),
     "keys": ("gateway.cli.keys", "Look after the keys of a node on this machine."),
     "check": ("gateway.cli.check", "Send a record through a running node, in and out by every protocol."),

@@ -25,12 +25,14 @@ OTHERWISE = "give --url, --ca and --token-file instead"
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """`ca` is the file of certificates to trust, or None for the system's; `data` is the node's folder of sealed records."""
+    """`ca` is the file of certificates to trust, or None for the system's; `data` is the node's folder of sealed records;
+    `kafka` its Kafka listener, as `SASL_SSL://host:port`, where it has one."""
 
     url: str
     ca: Path | None
     token: str | None = field(repr=False)
     data: Path | None = None
+    kafka: str | None = None
 
 
 def load_profile(home: Path) -> Profile | None:
@@ -61,6 +63,7 @@ def save_profile(home: Path, profile: Profile) -> Path:
 
 def _parse(document: Any) -> Profile:
     url, ca, token, data = (document[name] for name in ("url", "ca", "token", "data"))
-    if not isinstance(url, str) or not all(isinstance(text, str | None) for text in (ca, token, data)):
-        raise TypeError("url, ca, token and data must be text")
-    return Profile(url, Path(ca) if ca is not None else None, token, Path(data) if data is not None else None)
+    kafka = document.get("kafka")
+    if not isinstance(url, str) or not all(isinstance(text, str | None) for text in (ca, token, data, kafka)):
+        raise TypeError("url, ca, token, data and kafka must be text")
+    return Profile(url, Path(ca) if ca is not None else None, token, Path(data) if data is not None else None, kafka)

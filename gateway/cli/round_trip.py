@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from broker.batch import build, split, walk
 from gateway.cli.client import Client
 from gateway.cli.failures import Failure, Unreachable
 from gateway.cli.feed import SUBPROTOCOL, Feed
@@ -53,6 +54,9 @@ class RoundTrip:
             "sse": self._read_events,
             "websocket": self._read_websocket,
         }
+        if self._client.connection.kafka is not None:
+            ways_in = {**ways_in, "kafka": self._publish_kafka}
+            ways_out = {**ways_out, "kafka": self._fetch_kafka}
         with self._topic_made():
             for way_in, publish in ways_in.items():
                 marker = f"{way_in} {secrets.token_hex(12)}"
@@ -106,6 +110,12 @@ class RoundTrip:
             raise Unreachable(f"no WebSocket at {connection.websocket_url}", str(error)) from None
         raise Unreachable("the WebSocket did not acknowledge", json.dumps(answer)[:300])
 
+    def _publish_kafka(self, marker: str) -> None:
+        from gateway.cli.kafka_connection import KafkaConnection
+
+        with KafkaConnection(self._client.connection) as kafka:
+            kafka.produce(self._topic, build([(time.time_ns() // 1_000_000, KEY.encode(), marker.encode(), ())]))
+
     # Out: each waits for the marker at most WAIT_S
 
     def _read_page(self, marker: str) -> str | None:
@@ -138,6 +148,13 @@ class RoundTrip:
                 break
         feed.close()
         return found
+
+    def _fetch_kafka(self, marker: str) -> str | None:
+        from gateway.cli.kafka_connection import KafkaConnection
+
+        with KafkaConnection(self._client.connection) as kafka:
+            batches = split(kafka.fetch(self._topic))
+        return _newest(record.value.decode() for batch in batches for record in walk(batch) if record.value is not None)
 
     def _address(self) -> str:
         return f"/v1/records/{self._topic}/{quote(KEY)}"

@@ -13,7 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Coroutine
 from concurrent.futures import CancelledError, Future
-from contextlib import suppress
+from queue import Empty, SimpleQueue
 from typing import Any, Self, TypeVar
 
 from websockets.asyncio.client import ClientConnection, connect
@@ -29,25 +29,32 @@ CLOSE_TIMEOUT_S = 2.0
 
 # A record of 1 MiB is 1.4 MB as base64 in JSON; a frame holds several. What the node sends beyond this is a fault.
 FRAME_BYTES_MAX = 64 * 1024 * 1024
-FRAMES_WAITING_MAX = 16
 
-# To wait for each costs two changes of thread: `sprawl consume`, which settles record by record, took twice the time.
+# One half in the network's queue and one in the caller's. That frames were taken is told once for several: to tell costs a change
+# of thread, and with one for each frame `sprawl consume`, which settles record by record, took twice the time.
+FRAMES_WAITING_MAX = 16
+FRAMES_TOLD_AT_ONCE = 4
+
+# Handed over and not yet written.
 MESSAGES_UNSENT_MAX = 16
 
 T = TypeVar("T")
 
 
 class WebSocketClient:
-    """An open connection. From any thread; what `websockets` raises passes through."""
+    """An open connection. Its methods may be called from any thread; what `websockets` raises passes through."""
 
     def __init__(self, connection: Connection, subprotocol: str) -> None:
         """Raises OSError, TimeoutError and `websockets.exceptions.InvalidHandshake`."""
         self._socket: ClientConnection | None = None
+        self._received: SimpleQueue[Data | ConnectionClosed] = SimpleQueue()
+        self._taken = 0
+        self._receiving: asyncio.Task[None]
         self._unsent: deque[Future[None]] = deque()
         self._closing = threading.Lock()
         self._closed = False
         self._leave = asyncio.Event()
-        self._receiving = asyncio.Lock()
+        self._room = asyncio.Semaphore(FRAMES_WAITING_MAX // 2)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="websocket", daemon=True)
         self._thread.start()
@@ -65,7 +72,15 @@ class WebSocketClient:
 
     def recv(self, timeout: float | None = None) -> Data:
         """The next message. Raises ConnectionClosed, and TimeoutError when none came for `timeout` seconds."""
-        return self._result(self._start(self._recv(timeout)))
+        try:
+            message = self._received.get(timeout=timeout)
+        except Empty:
+            raise TimeoutError(f"no message came for {timeout} s") from None
+        if isinstance(message, ConnectionClosed):
+            self._received.put(message)  # for whoever asks again
+            raise message
+        self._tell_taken()
+        return message
 
     def send(self, message: str) -> None:
         """Returns when it is handed over, at most MESSAGES_UNSENT_MAX ahead of the network. Raises ConnectionClosed, also for
@@ -78,11 +93,17 @@ class WebSocketClient:
         """Idempotent. What was handed over goes first, what still comes is dropped; calls that wait raise ConnectionClosed."""
         with self._closing:
             if not self._closed:
-                self._closed = True
                 self._loop.call_soon_threadsafe(self._leave.set)
+                self._closed = True
         self._thread.join()
 
     # In the caller's thread
+
+    def _tell_taken(self) -> None:
+        with self._closing:
+            self._taken += 1
+            if self._taken % FRAMES_TOLD_AT_ONCE == 0 and not self._closed:
+                self._loop.call_soon_threadsafe(self._make_room)
 
     def _start(self, call: Coroutine[Any, Any, T]) -> Future[T]:
         with self._closing:  # what is handed over before `_leave` is set has an end; nothing is handed over after it
@@ -96,7 +117,7 @@ class WebSocketClient:
             return running.result()
         except CancelledError:
             raise self._ended() from None
-        except BaseException:  # KeyboardInterrupt: the call must not take a message that nobody waits for
+        except BaseException:  # KeyboardInterrupt; what has ended takes no notice
             running.cancel()
             raise
 
@@ -115,18 +136,12 @@ class WebSocketClient:
         await self._leave.wait()
         if self._socket is None:
             return
-        try:
-            async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                await asyncio.gather(self._socket.close(), self._drop())
-        except TimeoutError:
+        closing = asyncio.create_task(self._socket.close())
+        self._make_room()
+        _, late = await asyncio.wait({closing}, timeout=CLOSE_TIMEOUT_S)
+        if late:
             self._socket.transport.abort()
-            await self._socket.wait_closed()
-
-    async def _drop(self) -> None:
-        """What still comes stands before the node's goodbye: a full queue would hide it until the time is up."""
-        with suppress(ConnectionClosed):
-            while True:
-                await self._recv(None)
+        await asyncio.gather(closing, self._receiving)
 
     async def _open(self, connection: Connection, subprotocol: str) -> None:
         self._socket = await connect(
@@ -137,14 +152,26 @@ class WebSocketClient:
             compression=None,
             open_timeout=OPEN_TIMEOUT_S,
             max_size=FRAME_BYTES_MAX,
-            max_queue=FRAMES_WAITING_MAX,
+            max_queue=FRAMES_WAITING_MAX // 2,
             proxy=None if connection.is_loopback else True,
         )
+        self._receiving = asyncio.create_task(self._receive(self._socket))
 
-    async def _recv(self, timeout: float | None) -> Data:
-        assert self._socket is not None
-        async with asyncio.timeout(timeout), self._receiving:
-            return await self._socket.recv()
+    async def _receive(self, socket: ClientConnection) -> None:
+        """Ahead of the caller. After `close` what comes is dropped: it stands before the node's goodbye, which a full queue would
+        hide until the time is up."""
+        try:
+            while True:
+                message = await socket.recv()
+                if not self._leave.is_set():
+                    self._received.put(message)
+                    await self._room.acquire()
+        except ConnectionClosed as closed:
+            self._received.put(closed)
+
+    def _make_room(self) -> None:
+        for _ in range(FRAMES_TOLD_AT_ONCE):
+            self._room.release()
 
     async def _send(self, message: str) -> None:
         assert self._socket is not None

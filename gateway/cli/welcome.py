@@ -17,6 +17,7 @@ import click
 
 from gateway.cli.connection import HOME_DEFAULT
 from gateway.cli.display import print_json
+from gateway.cli.kafka_clients import LIBRDKAFKA_NAME, PROPERTIES_NAME, save_kafka_clients
 from gateway.cli.profile import HEADER_NAME, Profile, load_profile, save_profile
 
 if TYPE_CHECKING:
@@ -40,19 +41,24 @@ class Welcome:
     profile: Path
     profile_has_token: bool
     new_token: str | None = field(default=None, repr=False)
+    kafka: str | None = None
 
     @classmethod
     def of(cls, node: Node, config: Config) -> Welcome:
         """Writes the profile: the new token, or the one it had; the address as it is now."""
         home = Path(config.node.home)
-        host, port = node.addresses["http"][:2]
-        host = _REACHED_BY.get(host, host)
-        url = f"{'http' if config.listeners.http.plain else 'https'}://{f'[{host}]' if ':' in host else host}:{port}"
+        url = f"{'http' if config.listeners.http.plain else 'https'}://{_host_and_port(*node.addresses['http'][:2])}"
         ca = None if config.tls.certificate else Path(config.node.certs) / "ca.pem"  # else the system's CAs are trusted
         token = node.admin_token
         if token is None and (before := load_profile(home)) is not None:
             token = before.token
-        profile = save_profile(home, Profile(url, ca.resolve() if ca else None, token, Path(config.node.data).resolve()))
+        trusted = ca.resolve() if ca else None
+        kafka = _host_and_port(*node.addresses["kafka"][:2]) if "kafka" in node.addresses else None
+        encrypted = not config.listeners.kafka.plain
+        listener = f"{'SASL_SSL' if encrypted else 'SASL_PLAINTEXT'}://{kafka}" if kafka else None
+        profile = save_profile(home, Profile(url, trusted, token, Path(config.node.data).resolve(), listener))
+        if kafka is not None and token is not None:
+            save_kafka_clients(home, kafka, encrypted=encrypted, ca=trusted, token=token)
         return cls(
             url=url,
             home=home,
@@ -63,6 +69,7 @@ class Welcome:
             profile=profile,
             profile_has_token=token is not None,
             new_token=node.admin_token,
+            kafka=kafka,
         )
 
     def show(self, *, as_json: bool) -> None:
@@ -78,6 +85,7 @@ class Welcome:
             "version": version("sprawl-server"),
             "url": self.url,
             "websocket_url": "ws" + self.url.removeprefix("http") + "/v1/ws",
+            "kafka": self.kafka,
             "first_start": self.new_token is not None,
             "profile": str(self.profile) if self.profile_has_token else None,
             "ca": str(self.ca) if self.ca else None,
@@ -105,6 +113,7 @@ class Welcome:
         protection = "plain, on loopback only" if self.url.startswith("http://") else "TLS"
         return [
             f"{_name('listens')}{click.style(self.url, fg='green')}  REST, Server-Sent Events, WebSocket; {protection}",
+            *([f"{_name('')}{click.style(self.kafka, fg='green')}  Kafka protocol"] if self.kafka else []),
             f"{_name('data')}{self.data}  every record sealed with AES-256-GCM",
             f"{_name('keys')}{self.keys}  mode 0600; back them up apart from the data, which nothing else opens",
             f"{_name('audit')}{self.audit}",
@@ -130,7 +139,18 @@ class Welcome:
             f"{_name('publish')}{sprawl} publish orders/eu/7 '{{\"amount\": 12}}'{home}",
             f"{_name('subscribe')}{sprawl} subscribe orders --from beginning{home}",
             f'{_name("or by curl")}{curl} {self.url}/v1/records/orders/eu/7 --json \'{{"value": {{"amount": 12}}}}\'',
+            *([f"{_name('or by Kafka')}{self._kcat()}"] if self.kafka and self.profile_has_token else []),
         ]
+
+    def _kcat(self) -> str:
+        return (
+            f"kcat -F {shlex.quote(str(self.home / LIBRDKAFKA_NAME))} -C -t orders   (Java tools: {self.home / PROPERTIES_NAME})"
+        )
+
+
+def _host_and_port(host: str, port: int) -> str:
+    host = _REACHED_BY.get(host, host)
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _name(text: str) -> str:

@@ -8,75 +8,36 @@ connection takes what is written, a bounded step at a time.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from broker.delivery.consumer import Consumed, Settled
 from broker.delivery.consumer_options import ConsumerOptions
 from broker.delivery.filter import Filter
 from broker.delivery.position import Cursor, Position
-from gateway.endpoints.websocket_frames import Frames, Losses, encode_consumed
+from gateway.endpoints.websocket_frames import Losses, encode_consumed
 from gateway.endpoints.websocket_messages import Ack, Extend, Nack, Reject, Settle
-from gateway.endpoints.websocket_output import Output
+from gateway.endpoints.websocket_subscription import Opening, Subscription
 from gateway.errors import ParameterInvalid
 from security.errors import QuotaExceeded
 from security.principal import Session
 
 if TYPE_CHECKING:
     from gateway.consumer_feed import ConsumerFeed
-    from gateway.endpoints.websocket_hub import Hub
-
-OnFailure = Callable[["ConsumerReader", Exception], None]
 
 
-class ConsumerReader:
-    """`sub` is the subscription's name as `frames` encodes it; `name` the consumer's, which outlives the connection."""
+class ConsumerReader(Subscription):
+    """`name` is the consumer's, which outlives the connection."""
 
     operation = "consume"
-    __slots__ = (
-        "_begun",
-        "_feed",
-        "_filter",
-        "_frames",
-        "_hub",
-        "_name",
-        "_on_failure",
-        "_options",
-        "_output",
-        "_paused",
-        "_position",
-        "_ref",
-        "_session",
-        "_task",
-        "_turn",
-        "credit",
-        "sub",
-    )
+    __slots__ = ("_begun", "_feed", "_filter", "_name", "_options", "_position")
 
-    def __init__(
-        self,
-        hub: Hub,
-        session: Session,
-        output: Output,
-        frames: Frames,
-        turn: asyncio.Lock,
-        on_failure: OnFailure,
-        *,
-        ref: bytes,
-        sub: bytes,
-        filter: Filter,
-        name: str,
-        options: ConsumerOptions,
-        credit: int | None,
-    ) -> None:
-        self.sub, self.credit = sub, credit
-        self._hub, self._session, self._output, self._frames = hub, session, output, frames
-        self._turn, self._on_failure, self._ref = turn, on_failure, ref
+    def __init__(self, opening: Opening, filter: Filter, name: str, options: ConsumerOptions) -> None:
+        super().__init__(opening)
         self._filter, self._name, self._options = filter, name, options
         self._position: Position = "latest"
-        self._paused = self._begun = False
+        self._begun = False
         self._feed: ConsumerFeed | None = None
-        self._task: asyncio.Task[None] | None = None
 
     # What its connection asks of it
 
@@ -87,7 +48,7 @@ class ConsumerReader:
     def renew(self, session: Session) -> None:
         """The connection has authenticated again: the consumer is asked for again, with the new session."""
         self.stop()
-        self._session = session
+        self.session = session
         self._spawn()
 
     def add_credit(self, records: int) -> None:
@@ -117,11 +78,6 @@ class ConsumerReader:
         """Where the consumer goes on by itself; to tell, not to begin at."""
         return None if self._feed is None else self._feed.cursor
 
-    def take_ref(self) -> bytes:
-        """The mark of the operation that made it, once: it belongs to the first answer only."""
-        ref, self._ref = self._ref, b""
-        return ref
-
     async def settle(self, operation: Settle) -> Settled:
         """Durable when it returns. The errors of the consumer, and ParameterInvalid before it has begun."""
         feed = self._feed
@@ -146,10 +102,10 @@ class ConsumerReader:
         try:
             feed = await self._open()
             while True:
-                await self._output.drained()
+                await self.output.drained()
                 async with self._turn:
-                    while not self._output.takes():
-                        await self._output.drained()
+                    while not self.output.takes():
+                        await self.output.drained()
                     some = await self._step(feed, wait_max_ms=0)
                 if not some:
                     await self._news(feed)
@@ -161,7 +117,7 @@ class ConsumerReader:
     async def _open(self) -> ConsumerFeed:
         while True:
             try:
-                feed = await self._hub.pipeline.consume(self._session, self._filter, self._name, self._options, self._position)
+                feed = await self._hub.pipeline.consume(self.session, self._filter, self._name, self._options, self._position)
                 break
             except QuotaExceeded as wait:
                 if not self._begun:
@@ -173,10 +129,10 @@ class ConsumerReader:
         if self._paused:
             feed.pause()
         self._hub.count("consume", "ok")
-        frame = self._frames.subscribed(
+        frame = self.frames.subscribed(
             self.sub, feed.cursor, ref=self.take_ref(), consumer=self._name, created=feed.created, in_flight=feed.in_flight
         )
-        self._output.write(frame)
+        self.output.write(frame)
         return feed
 
     async def _step(self, feed: ConsumerFeed, *, wait_max_ms: int) -> bool:
@@ -196,6 +152,6 @@ class ConsumerReader:
         if self.credit is not None:
             self.credit -= len(found)
         frame_bytes_max = self._hub.options.frame_bytes_max
-        for chunk in encode_consumed(self._frames, found, losses, feed.cursor, frame_bytes_max):
-            self._output.write_piece(self._frames.records(self.sub, chunk))
+        for chunk in encode_consumed(self.frames, found, losses, feed.cursor, frame_bytes_max):
+            self.output.write_piece(self.frames.records(self.sub, chunk))
         return bool(found or losses)

@@ -53,6 +53,7 @@ from gateway.endpoints.websocket_messages import (
 from gateway.endpoints.websocket_output import Output
 from gateway.endpoints.websocket_publisher import Publisher, UnderWay
 from gateway.endpoints.websocket_subscriber import Subscriber
+from gateway.endpoints.websocket_subscription import Opening, Subscription
 from gateway.errors import GatewayError, ParameterInvalid, problem, translate
 from gateway.wire.websocket import CloseCode
 from security.errors import IdentityProblem, SecurityError
@@ -72,7 +73,7 @@ class Operations:
         options = hub.options
         self.session = session
         self._hub, self._output, self._frames, self._close = hub, output, frames, close
-        self._subscribers: dict[bytes, Subscriber | ConsumerReader] = {}
+        self._subscribers: dict[bytes, Subscription] = {}
         self._turn = asyncio.Lock()
         self._stopped = False
         self._publisher = Publisher(
@@ -127,49 +128,12 @@ class Operations:
         self._publisher.publish(self.session, topic, records, durable=operation.acks == "durable", ref=ref, size=size)
 
     def subscribe(self, operation: AnySubscribe) -> None:
-        try:
-            sub, position = self._named(operation)
-            interest = _interest_of(operation)
-        except (GatewayError, BrokerError) as error:
-            self._refuse(operation, error)
-            return
-        subscriber = self._subscribers[sub] = Subscriber(
-            self._hub,
-            self.session,
-            self._output,
-            self._frames,
-            self._turn,
-            self._on_failure,
-            ref=bytes(operation.ref),
-            sub=sub,
-            interest=interest,
-            credit=operation.credit,
-        )
-        subscriber.start(position)
+        self._open(operation, lambda opening: Subscriber(opening, _interest_of(operation)))
 
     def consume(self, operation: AnyConsume) -> None:
         """As `subscribe`, for a named consumer whose place in the log is kept by the node."""
-        try:
-            sub, position = self._named(operation)
-            wanted = filter_of(operation)
-        except (GatewayError, BrokerError) as error:
-            self._refuse(operation, error)
-            return
-        reader = self._subscribers[sub] = ConsumerReader(
-            self._hub,
-            self.session,
-            self._output,
-            self._frames,
-            self._turn,
-            self._on_failure,
-            ref=bytes(operation.ref),
-            sub=sub,
-            filter=wanted,
-            name=operation.consumer,
-            options=ConsumerOptions(**msgspec.structs.asdict(operation.options)),
-            credit=operation.credit,
-        )
-        reader.start(position)
+        options = ConsumerOptions(**msgspec.structs.asdict(operation.options))
+        self._open(operation, lambda opening: ConsumerReader(opening, filter_of(operation), operation.consumer, options))
 
     def settle(self, operation: Settle) -> None:
         """Answered in the order of publishes and other settlements, when it is durable."""
@@ -268,7 +232,7 @@ class Operations:
         self._hub.count(_name(operation), translate(error).slug)
         self._report(error, ref=bytes(operation.ref), sub=sub)
 
-    def _on_failure(self, subscriber: Subscriber | ConsumerReader, error: Exception) -> None:
+    def _on_failure(self, subscriber: Subscription, error: Exception) -> None:
         self._subscribers.pop(subscriber.sub, None)
         self._hub.count(subscriber.operation, translate(error).slug)
         self._report(error, ref=subscriber.take_ref(), sub=subscriber.sub)
@@ -285,6 +249,27 @@ class Operations:
         row = translate(error)
         code = CloseCode.FORBIDDEN if isinstance(error, IdentityProblem) else row.websocket_close or CloseCode.INTERNAL_ERROR
         self._close(code, row.title if row.detail else str(error))
+
+    def _open(self, operation: AnySubscribe, kind: Callable[[Opening], Subscription]) -> None:
+        try:
+            sub, position = self._named(operation)
+            opening = Opening(
+                hub=self._hub,
+                session=self.session,
+                output=self._output,
+                frames=self._frames,
+                turn=self._turn,
+                on_failure=self._on_failure,
+                ref=bytes(operation.ref),
+                sub=sub,
+                credit=operation.credit,
+            )
+            subscription = kind(opening)
+        except (GatewayError, BrokerError) as error:
+            self._refuse(operation, error)
+            return
+        self._subscribers[sub] = subscription
+        subscription.start(position)
 
     def _named(self, operation: AnySubscribe) -> tuple[bytes, Position]:
         """Name and beginning of a subscription. ParameterInvalid, FilterInvalid."""

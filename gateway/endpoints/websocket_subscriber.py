@@ -11,14 +11,13 @@ has and however far behind they are: all that a waiting subscription keeps is it
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 from broker.delivery.position import Cursor, Position
 from broker.delivery.subscription import record_bytes
-from gateway.endpoints.websocket_frames import Frames, Losses, encode_chunks
-from gateway.endpoints.websocket_output import Output
+from gateway.endpoints.websocket_frames import Losses, encode_chunks
+from gateway.endpoints.websocket_subscription import Opening, Subscription
 from gateway.feed import Feed
 from security.errors import QuotaExceeded
 from security.policy.quotas import Quota
@@ -26,7 +25,6 @@ from security.principal import Session
 
 if TYPE_CHECKING:
     from gateway.endpoints.websocket_broadcast import Broadcast, Group, Interest
-    from gateway.endpoints.websocket_hub import Hub
 
 STEPS_PER_TURN_MAX = 16
 """Reads (4 MiB by default) after which another subscription of the connection has its turn."""
@@ -43,65 +41,22 @@ class Turned(Enum):
     NOT_YET = auto()
 
 
-OnFailure = Callable[["Subscriber", Exception], None]
-
-
-class Subscriber:
-    """`sub` is the subscription's name as `frames` encodes it; `credit` the records it may still be sent, None for no bound.
-
-    `group`, `broadcast` and `floor` belong to the broadcast it is a member of.
-    """
+class Subscriber(Subscription):
+    """`group`, `broadcast` and `floor` belong to the broadcast it is a member of."""
 
     operation = "subscribe"
-    __slots__ = (
-        "_credited",
-        "_feed",
-        "_hub",
-        "_on_failure",
-        "_paused",
-        "_pending",
-        "_ref",
-        "_task",
-        "_turn",
-        "broadcast",
-        "credit",
-        "cursor",
-        "floor",
-        "frames",
-        "group",
-        "interest",
-        "output",
-        "session",
-        "sub",
-    )
+    __slots__ = ("_credited", "_feed", "_pending", "broadcast", "cursor", "floor", "group", "interest")
 
-    def __init__(
-        self,
-        hub: Hub,
-        session: Session,
-        output: Output,
-        frames: Frames,
-        turn: asyncio.Lock,
-        on_failure: OnFailure,
-        *,
-        ref: bytes,
-        sub: bytes,
-        interest: Interest,
-        credit: int | None,
-    ) -> None:
-        self.session, self.output, self.frames = session, output, frames
-        self.sub, self.interest, self.credit = sub, interest, credit
+    def __init__(self, opening: Opening, interest: Interest) -> None:
+        super().__init__(opening)
+        self.interest = interest
         self.cursor = Cursor(0)
         self.group: Group | None = None
         self.broadcast: Broadcast | None = None
         self.floor: Cursor | None = None
-        self._hub, self._turn, self._on_failure = hub, turn, on_failure
-        self._ref = ref
         self._pending: Position | None = None
-        self._paused = False
         self._credited = asyncio.Event()
         self._feed: Feed | None = None
-        self._task: asyncio.Task[None] | None = None
 
     # What its connection and its broadcast ask of it
 
@@ -155,11 +110,6 @@ class Subscriber:
         if self._pending is not None:
             return None
         return self.cursor if self.broadcast is None else self.broadcast.position_of(self)
-
-    def take_ref(self) -> bytes:
-        """The mark of the operation that made it, once: it belongs to the first answer only."""
-        ref, self._ref = self._ref, b""
-        return ref
 
     # Reading alone
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from collections.abc import Callable, Sized
 from functools import partial
+from typing import Protocol
 
-from gateway.listen.buffered import Buffered
-from gateway.listen.http import Gate, HttpProtocol
 from gateway.listen.tls import TlsContexts
 from gateway.settings import LimitsSection
 
@@ -25,6 +25,18 @@ SURPLUS_MAX = 64
 REST_S = 1.0
 
 logger = logging.getLogger(__name__)
+
+
+class Gate(Protocol):
+    """What the acceptor asks of the protocol behind it."""
+
+    @property
+    def limits(self) -> LimitsSection: ...
+    @property
+    def connections(self) -> Sized: ...
+    def refused(self, reason: str) -> None: ...
+    def protocol(self, begun: Callable[[], None], *, encrypted: bool) -> asyncio.BaseProtocol:
+        """For a new connection; it calls `begun` at its first moment."""
 
 
 class Acceptor:
@@ -74,7 +86,7 @@ class Acceptor:
         self._rest = self._loop.call_later(REST_S, self.start)
 
     def _take(self, connection: socket.socket) -> None:
-        if len(self._gate.state.connections) + len(self._handshakes) >= self._limits.connections_max + SURPLUS_MAX:
+        if len(self._gate.connections) + len(self._handshakes) >= self._limits.connections_max + SURPLUS_MAX:
             self._gate.refused("connections")
             connection.close()
             return
@@ -98,14 +110,14 @@ class Acceptor:
 
     async def _connect(self, connection: socket.socket) -> None:
         # From its first moment a connection is counted as one, and not also as a handshake.
-        protocol = HttpProtocol(self._gate, partial(self._forget, asyncio.current_task()))
+        begun = partial(self._forget, asyncio.current_task())
+        protocol = self._gate.protocol(begun, encrypted=self._contexts is not None)
         try:
             if self._contexts is None:
                 await self._loop.connect_accepted_socket(lambda: protocol, connection)
                 return
-            protocol.front = front = Buffered(protocol)
             await self._loop.connect_accepted_socket(
-                lambda: front,
+                lambda: protocol,
                 connection,
                 ssl=self._contexts.current,
                 ssl_handshake_timeout=self._limits.handshake_ms / 1_000,

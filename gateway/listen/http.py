@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import math
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from enum import Enum, auto
 from http import HTTPStatus
 from typing import Any
@@ -163,6 +163,18 @@ class Gate:
         if current is not self._default_headers[0]:
             self._default_headers = (current, b"".join([b"%b: %b\r\n" % pair for pair in current]))
         return self._default_headers[1]
+
+    @property
+    def connections(self) -> Sized:
+        return self.state.connections
+
+    def protocol(self, begun: Callable[[], None], *, encrypted: bool) -> asyncio.BaseProtocol:
+        """For a new connection. Behind TLS it is lent a buffer."""
+        made = HttpProtocol(self, begun)
+        if not encrypted:
+            return made
+        made.front = front = Buffered(made)
+        return front
 
     def refused(self, reason: str) -> None:
         self.metrics.refused_total.labels(PROTOCOL, reason).inc()

@@ -18,12 +18,13 @@ from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from gateway.listen.acceptor import Acceptor
+from gateway.listen.connections import Connections as Connections
 from gateway.listen.direct import Direct
 from gateway.listen.errors import AddressUnusable, ListenerExposed, PortInUse
 from gateway.listen.http import Gate, HttpProtocol
 from gateway.listen.tls import TlsContexts
 from gateway.observe.metrics import Metrics
-from gateway.settings import LimitsSection, Listener, is_loopback
+from gateway.settings import LimitsSection, Listener, Socket, is_loopback
 
 # Connections the kernel keeps while the loop is busy: nginx 511, Go and uvicorn what the kernel allows (4096), asyncio 100.
 BACKLOG = 1_024
@@ -36,7 +37,7 @@ END_S = 1.0
 logger = logging.getLogger(__name__)
 
 
-def bind(protocol: str, listener: Listener) -> socket.socket:
+def bind(protocol: str, listener: Socket) -> socket.socket:
     """The listening socket. Raises `PortInUse`, `AddressUnusable`, `ListenerExposed`. Blocks while a host name is resolved."""
     try:
         family, kind, number, _, address = socket.getaddrinfo(listener.host, listener.port, type=socket.SOCK_STREAM)[0]
@@ -56,31 +57,6 @@ def bind(protocol: str, listener: Listener) -> socket.socket:
             raise PortInUse(protocol, listener.host, listener.port) from None
         raise AddressUnusable(protocol, listener.host, listener.port, str(error.strerror)) from None
     return listening
-
-
-class Connections(set[Any]):
-    """uvicorn's set of open connections, which tells when it is empty."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.empty = asyncio.Event()
-        self.empty.set()
-
-    def add(self, connection: Any) -> None:
-        super().add(connection)
-        self.empty.clear()
-
-    def discard(self, connection: Any) -> None:
-        super().discard(connection)
-        self._tell()
-
-    def remove(self, connection: Any) -> None:
-        super().remove(connection)
-        self._tell()
-
-    def _tell(self) -> None:
-        if not self:
-            self.empty.set()
 
 
 class HttpServer:

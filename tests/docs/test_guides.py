@@ -28,7 +28,7 @@ pytestmark = pytest.mark.services
 def folder(tmp_path: Path) -> Iterator[tuple[Path, str]]:
     """A working folder whose `.sprawl` is the home of a running node, and the node's URL."""
     (tmp_path / ".sprawl").mkdir(mode=0o700)
-    (tmp_path / ".sprawl" / "sprawl.toml").write_text("[listeners.http]\nport = 0\n")
+    (tmp_path / ".sprawl" / "sprawl.toml").write_text("[listeners.http]\nport = 0\n[listeners.kafka]\nport = 0\n")
     (tmp_path / ".venv").mkdir()
     (tmp_path / ".venv" / "bin").symlink_to(Path(sys.executable).parent)
     with local_node(tmp_path / ".sprawl") as (profile, _):

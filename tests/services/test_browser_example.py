@@ -12,13 +12,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from tests.services.node_process import NodeProcess
+from tests.services.seen_page import SeenPage
 
 pytestmark = [pytest.mark.services, pytest.mark.slow]
 
-CHROMIUM = "/usr/bin/chromium"
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "browser"
 ANSWER_MS = 10_000
 
@@ -46,26 +46,11 @@ def node(tmp_path: Path, pages: str) -> Iterator[NodeProcess]:
         yield found
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    assert Path(CHROMIUM).exists(), "install it: apt-get install --no-install-recommends chromium fonts-dejavu-core"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-class Example:
-    """The page as a user has it, and what it said and asked for."""
-
+class Example(SeenPage):
     def __init__(self, page: Page, pages: str, node: NodeProcess) -> None:
-        self.page, self.node = page, node
-        self.said: list[str] = []
-        self.hosts: set[str] = set()
+        super().__init__(page)
+        self.node = node
         page.set_default_timeout(ANSWER_MS)
-        page.on("console", lambda message: self.said.append(message.text))
-        page.on("pageerror", lambda error: self.said.append(str(error)))
-        page.on("request", lambda request: self.hosts.add(urlsplit(request.url).netloc))
         page.goto(pages)
 
     @property

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Error, Page, sync_playwright
+from playwright.sync_api import Browser, Error, expect
 
 from tests.services.node_process import NodeProcess
+from tests.services.seen_page import SeenPage
 
 pytestmark = [pytest.mark.services, pytest.mark.slow]
-
-CHROMIUM = "/usr/bin/chromium"
 
 
 @pytest.fixture(scope="module")
@@ -23,35 +21,14 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeProcess]:
         yield found
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    assert Path(CHROMIUM).exists(), "install it: apt-get install --no-install-recommends chromium fonts-dejavu-core"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-class Seen:
-    """A page, and what it said and asked for."""
-
-    def __init__(self, page: Page) -> None:
-        self.page = page
-        self.said: list[str] = []
-        self.hosts: set[str] = set()
-        page.on("console", lambda message: self.said.append(message.text))
-        page.on("pageerror", lambda error: self.said.append(str(error)))
-        page.on("request", lambda request: self.hosts.add(urlsplit(request.url).netloc))
-
-
 @pytest.fixture
-def seen(browser: Browser, node: NodeProcess) -> Iterator[Seen]:
+def seen(browser: Browser, node: NodeProcess) -> Iterator[SeenPage]:
     context = browser.new_context(ignore_https_errors=True, base_url=node.url)
-    yield Seen(context.new_page())
+    yield SeenPage(context.new_page())
     context.close()
 
 
-def test_every_operation_is_there_and_opens(seen: Seen, node: NodeProcess) -> None:
+def test_every_operation_is_there_and_opens(seen: SeenPage, node: NodeProcess) -> None:
     page = seen.page
     page.goto("/docs")
     page.wait_for_selector("article")
@@ -70,7 +47,7 @@ def test_every_operation_is_there_and_opens(seen: Seen, node: NodeProcess) -> No
     assert seen.hosts == {urlsplit(node.url).netloc}
 
 
-def test_an_operation_is_tried_out(seen: Seen, node: NodeProcess) -> None:
+def test_an_operation_is_tried_out(seen: SeenPage, node: NodeProcess) -> None:
     page = seen.page
     page.goto("/docs#publish_to_topic")
     page.fill("#token", node.token)
@@ -78,17 +55,17 @@ def test_an_operation_is_tried_out(seen: Seen, node: NodeProcess) -> None:
     page.fill("#publish_to_topic .try input[name=topic]", "orders")
     page.fill("#publish_to_topic .try textarea", '{"key": "<img src=x onerror=alert(1)>", "value": 1}')
     page.click("#publish_to_topic .try button")
-    page.wait_for_function("document.querySelector('#publish_to_topic .try pre').textContent.includes('200 OK')")
+    expect(page.locator("#publish_to_topic .try pre")).to_contain_text("200 OK")
     page.goto("/docs#read_topic")
     page.click("#read_topic summary:has-text('Try it')")
     page.fill("#read_topic .try input[name=topic]", "orders")
     page.click("#read_topic .try button")
-    page.wait_for_function("document.querySelector('#read_topic .try pre').textContent.includes('onerror=alert')")
+    expect(page.locator("#read_topic .try pre")).to_contain_text("onerror=alert")
     assert page.query_selector("img") is None
     assert seen.said == []
 
 
-def test_nothing_inline_runs(seen: Seen) -> None:
+def test_nothing_inline_runs(seen: SeenPage) -> None:
     page = seen.page
     page.goto("/docs")
     page.wait_for_selector("article")

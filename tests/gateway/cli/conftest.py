@@ -46,7 +46,7 @@ class Node:
 def new_home(folder: Path) -> Path:
     """On a free port, whatever else runs on this machine."""
     folder.mkdir(mode=0o700)
-    (folder / "sprawl.toml").write_text("[listeners.http]\nport = 0\n")
+    (folder / "sprawl.toml").write_text("[listeners.http]\nport = 0\n[listeners.kafka]\nport = 0\n")
     return folder
 
 

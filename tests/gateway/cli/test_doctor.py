@@ -32,7 +32,7 @@ def test_a_running_node_has_no_problem(node: Node) -> None:
 
 
 def test_before_the_first_start_nothing_is_wrong_and_nothing_is_made(tmp_path: Path) -> None:
-    code, findings = examined(tmp_path / "home", "--set", "listeners.http.port=0")
+    code, findings = examined(tmp_path / "home", "--set", "listeners.http.port=0", "--set", "listeners.kafka.port=0")
     assert code == 0, findings
     assert not (tmp_path / "home").exists()
     assert of(findings, "keys") == ["ok: none yet: the first start makes them"]
@@ -43,13 +43,22 @@ def test_a_port_that_somebody_else_holds(tmp_path: Path) -> None:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        code, findings = examined(tmp_path / "home", "--set", f"listeners.http.port={port}")
+        code, findings = examined(tmp_path / "home", "--set", f"listeners.http.port={port}", "--set", "listeners.kafka.port=0")
     assert code == 1
     assert str(port) in of(findings, "ports")[0]
 
 
 def test_plain_and_anonymous_listeners_are_warned_about(tmp_path: Path) -> None:
-    flags = ("--set", "listeners.http.plain=true", "--set", "listeners.http.anonymous=true", "--set", "listeners.http.port=0")
+    flags = (
+        "--set",
+        "listeners.http.plain=true",
+        "--set",
+        "listeners.http.anonymous=true",
+        "--set",
+        "listeners.http.port=0",
+        "--set",
+        "listeners.kafka.port=0",
+    )
     code, findings = examined(tmp_path / "home", *flags)
     assert code == 0
     assert [text.split(":")[0] for text in of(findings, "listeners")] == ["warning", "warning"]

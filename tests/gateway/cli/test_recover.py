@@ -27,7 +27,7 @@ def test_a_running_node_takes_it_and_the_audit_trail_tells(node: Node, tmp_path:
 
 def test_its_secret_is_in_no_file_of_the_node(node: Node) -> None:
     (made,) = node.rows("tokens", "recover", "--ttl", "5m")
-    secret = made["token"].rpartition("_")[2].encode()
+    secret = made["token"].split("_", 2)[2].encode()  # which may hold an underscore itself
     assert not [path for path in node.home.rglob("*") if path.is_file() and secret in path.read_bytes()]
     assert made["expires_at_ms"]
 

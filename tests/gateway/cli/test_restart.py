@@ -28,7 +28,17 @@ def free_port() -> int:
 
 def start_node(home: Path, port: int) -> subprocess.Popen[str]:
     node = subprocess.Popen(
-        [*SPRAWL, "serve", "--home", str(home), "--set", f"listeners.http.port={port}", "--json"],
+        [
+            *SPRAWL,
+            "serve",
+            "--home",
+            str(home),
+            "--set",
+            f"listeners.http.port={port}",
+            "--set",
+            "listeners.kafka.port=0",
+            "--json",
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,

@@ -80,7 +80,7 @@ def run_once(home: Path, *arguments: str) -> tuple[dict[str, Any], str, str, int
 @pytest.fixture(scope="module")
 def screen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     home = tmp_path_factory.mktemp("serve") / "home"
-    terminal = Terminal(home, "--set", "listeners.http.port=0")
+    terminal = Terminal(home, "--set", "listeners.http.port=0", "--set", "listeners.kafka.port=0")
     text = terminal.read_until("Ctrl-C")
     code = terminal.stop(signal.SIGINT)
     return {"text": text, "home": home, "code": code, "log": terminal.log.read_text()}
@@ -100,7 +100,7 @@ class TestTheFirstScreen:
         assert "shown once" in screen["text"]
         assert token not in screen["log"]
         holders = [path for path in screen["home"].rglob("*") if path.is_file() and token.encode() in path.read_bytes()]
-        assert {path.name for path in holders} == {"cli.json", "authorization"}
+        assert {path.name for path in holders} == {"cli.json", "authorization", "kafka.properties", "librdkafka.conf"}
         assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in holders)
 
     def test_has_three_lines_to_copy(self, screen: dict[str, Any]) -> None:
@@ -113,7 +113,7 @@ class TestTheFirstScreen:
 
 def test_a_second_start_has_the_same_token_and_shows_none(screen: dict[str, Any]) -> None:
     before = load_profile(screen["home"])
-    terminal = Terminal(screen["home"], "--set", "listeners.http.port=0")
+    terminal = Terminal(screen["home"], "--set", "listeners.http.port=0", "--set", "listeners.kafka.port=0")
     text = terminal.read_until("Ctrl-C")
     assert terminal.stop(signal.SIGTERM) == 0
     after = load_profile(screen["home"])
@@ -163,7 +163,9 @@ class TestRefusalsToStart:
 
     def test_a_port_that_is_taken(self, node: Any, tmp_path: Path) -> None:
         port = node.profile.url.rpartition(":")[2]
-        said = self.refused("--home", str(tmp_path / "home"), "--set", f"listeners.http.port={port}")
+        said = self.refused(
+            "--home", str(tmp_path / "home"), "--set", f"listeners.http.port={port}", "--set", "listeners.kafka.port=0"
+        )
         assert "listeners.http.port" in said
 
     def test_a_missing_key_is_named(self, tmp_path: Path, home_of: Home) -> None:

@@ -23,6 +23,7 @@ KEYS = 300
 
 def start_node(home: Path) -> tuple[subprocess.Popen[str], httpx.AsyncClient]:
     command = [sys.executable, "-m", "gateway.cli.main", "serve", "--home", str(home), "--json", "--set", "listeners.http.port=0"]
+    command += ["--set", "listeners.kafka.port=0"]
     node = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert node.stdout is not None
     assert node.stdout.readline(), "the node did not start"

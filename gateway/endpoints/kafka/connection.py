@@ -1,0 +1,406 @@
+"""One connection of a Kafka client: frames in, answers out in the order of the requests.
+
+    bytes -> frame -> header -> row of the table -> task -> slot in the queue of answers -> written when it is the first
+
+Produce, Fetch and Metadata of one connection may be under way together; every other request has the connection to itself, so
+that nothing a client pipelined is seen to happen in another order than on Apache Kafka, which works on one request at a time.
+What cannot be read ends the connection and nothing else. So does a request before authentication, and whoever cannot say who they
+are any more. A connection that ends takes its pending requests with it.
+
+Reading stops by itself: while a request waits for its turn nothing more is cut from the buffer, and a full one is not read to.
+
+Sources: Kafka protocol guide; SocketServer of Apache Kafka 4.3; KIP-511 (ApiVersions), KIP-368 (sessions that end).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol, cast
+
+from uuid_utils import uuid7
+
+from gateway.endpoints.kafka.api_versions import API_VERSIONS, unsupported
+from gateway.endpoints.kafka.authentication import Authentication
+from gateway.endpoints.kafka.call import Call
+from gateway.endpoints.kafka.node import KafkaNode
+from gateway.endpoints.kafka.operation import Answer, Operation, Reply
+from gateway.errors import ClientGone, kafka_error
+from gateway.pipeline import Listener
+from gateway.wire.kafka import messages
+from gateway.wire.kafka.errors import MessageInvalid
+from gateway.wire.kafka.framing import LARGE_BYTES, Frames, FrameTooLarge
+from gateway.wire.kafka.request_header import read_header, read_key
+from security.errors import IdentityProblem
+
+PROTOCOL = "kafka"
+TURN_FRAMES_MAX = 64  # requests of one connection begun before others have their turn
+
+logger = logging.getLogger(__name__)
+
+
+class Open(Protocol):
+    """The set of open connections that the listener keeps."""
+
+    def add(self, connection: Any) -> None: ...
+    def discard(self, connection: Any) -> None: ...
+    def __len__(self) -> int: ...
+
+
+class Slot:
+    """The place of one answer. `parts` is None until it is there, and empty where the client wants none."""
+
+    __slots__ = ("held_bytes", "operation", "parts", "task")
+
+    def __init__(self, operation: Operation | None, held_bytes: int = 0) -> None:
+        self.operation, self.held_bytes = operation, held_bytes
+        self.parts: list[Any] | None = None
+        self.task: asyncio.Task[None] | None = None
+
+
+class KafkaProtocol(asyncio.BufferedProtocol):
+    """Made by the listener for each connection; `begun` tells it that the handshake is over."""
+
+    def __init__(
+        self,
+        node: KafkaNode,
+        listener: Listener,
+        connections_max: int,
+        write_stall_ms: int,
+        connections: Open,
+        begun: Callable[[], None],
+    ) -> None:
+        self.node, self.listener = node, listener
+        self._connections, self._connections_max, self._begun = connections, connections_max, begun
+        self._write_stall_s = write_stall_ms / 1_000
+        self._loop = asyncio.get_running_loop()
+        self._frames = Frames(node.options.open_request_bytes_max, self._admit)
+        self._waiting: memoryview | None = None  # a whole frame whose turn has not come
+        self._slots: deque[Slot] = deque()
+        self._held_bytes = 0
+        self._reading = self._closing = self._draining = False
+        self._counted = False  # among the listener's connections
+        self._stalled_since: float | None = None
+        self._more: asyncio.Handle | None = None
+        self._writing: asyncio.Handle | None = None
+        self.transport: asyncio.Transport = None  # type: ignore[assignment]  # until connection_made
+        self.peer, self.local = "", ("", 0)
+        self.id = str(uuid7())
+        self.authentication = Authentication(self)
+
+    # The transport's calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's TLS transport is one, and does not say so
+        self._begun()
+        if len(self._connections) >= self._connections_max:
+            self.refused("connections")
+            self.transport.abort()
+            return
+        self._connections.add(self)
+        self._counted = True
+        self.node.metrics.connections.labels(PROTOCOL).inc()
+        nowhere = ("", 0)  # what the kernel says of a peer that is gone already
+        peer = transport.get_extra_info("peername") or nowhere
+        local = transport.get_extra_info("sockname") or nowhere
+        self.peer, self.local = f"{peer[0]}:{peer[1]}", (str(local[0]), int(local[1]))
+        self._reading = True
+        self._opened_at = self._active_at = self._closing_since = self._large_since = self._loop.time()
+
+    def client_certificate(self) -> bytes | None:
+        found: ssl.SSLObject | None = self.transport.get_extra_info("ssl_object")
+        return None if found is None else found.getpeercert(binary_form=True)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._frames.buffer()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._active_at = self._loop.time()
+        self._frames.updated(nbytes)
+        if self._more is None:
+            self._work()
+        else:
+            self._read_or_not()
+
+    def eof_received(self) -> bool:
+        """Kafka's clients never close one direction only: the connection ends."""
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self._counted:
+            return
+        self._closing = True
+        self._connections.discard(self)
+        self.node.metrics.connections.labels(PROTOCOL).dec()
+        if self._more is not None:
+            self._more.cancel()
+        for slot in self._slots:
+            if slot.task is not None:
+                slot.task.cancel()
+        self.node.memory.forget(self._again)
+        self._give_back(self._held_bytes)
+        self.authentication.ended()
+
+    def pause_writing(self) -> None:
+        self._stalled_since = self._loop.time()
+
+    def resume_writing(self) -> None:
+        self._stalled_since = None
+        self._active_at = self._loop.time()
+        self._work()
+
+    # Requests, in their order
+
+    def _work(self) -> None:
+        """Begin what may begin, and read on only where there is room."""
+        self._more = None
+        try:
+            for _ in range(TURN_FRAMES_MAX):
+                if self._closing or self._draining or not self._begin_next():
+                    break
+            else:
+                self._more = self._loop.call_soon(self._work)
+        except FrameTooLarge as refusal:
+            self.cut("request-too-large", str(refusal))
+        except MessageInvalid as refusal:
+            self.cut("request-malformed", str(refusal))
+        if not self._closing:
+            self._read_or_not()
+
+    def _begin_next(self) -> bool:
+        """Whether a request has begun: the next one is whole, and its turn has come."""
+        frame = self._waiting if self._waiting is not None else self._frames.next()
+        if frame is None:
+            return False
+        self._waiting = frame
+        if self._stalled_since is not None or len(self._slots) >= self.node.options.requests_in_flight_max:
+            return False
+        if self._slots and self.node.memory.short:
+            return False
+        if self.authentication.wants_tokens:
+            return self._begin_token(frame)
+        api, version, correlation_id = read_key(frame)
+        operation = self.node.operations.get(api)
+        if operation is None or not operation.serves(version):
+            if self._slots:
+                return False
+            self._unsupported(api, version, correlation_id)
+            return not self._closing
+        if self._slots and not self._together(operation):
+            return False
+        header = read_header(frame)
+        self._waiting = None
+        call = Call(self.node, self, self.authentication.session, api, version, correlation_id, header.client_id)
+        self._begin(Slot(operation, len(frame)), self._serve, call, operation, frame[header.end :])
+        return True
+
+    def _together(self, operation: Operation) -> bool:
+        if self.authentication.session is None or not (operation.raw or operation.overlaps):
+            return False
+        others = [slot.operation for slot in self._slots]
+        return all(other is not None and (other.raw or other.overlaps) for other in others)
+
+    def _begin_token(self, frame: memoryview) -> bool:
+        """After SaslHandshake 0 tokens come without a header, and so do the answers (before KIP-152)."""
+        if self._slots:
+            return False
+        self._waiting = None
+        self._begin(Slot(None, len(frame)), self._serve_token, bytes(frame))
+        return True
+
+    def _begin(self, slot: Slot, work: Callable[..., Awaitable[list[Any]]], *arguments: Any) -> None:
+        if slot.held_bytes <= LARGE_BYTES:  # above, it was counted when it began to come
+            self._held_bytes += slot.held_bytes
+            self.node.memory.take(slot.held_bytes)
+        self._slots.append(slot)
+        slot.task = self._loop.create_task(self._kept(slot, work, arguments))
+
+    async def _kept(self, slot: Slot, work: Callable[..., Awaitable[list[Any]]], arguments: tuple[Any, ...]) -> None:
+        try:
+            slot.parts = await work(*arguments)
+        except asyncio.CancelledError:  # the connection has ended, or the node is stopping
+            slot.parts = []
+            if not self._closing:
+                self._answer()
+            raise
+        self._answer()
+
+    # One request
+
+    async def _serve(self, call: Call, operation: Operation, body: memoryview) -> list[Any]:
+        """The answer's pieces, or none. What ends the connection has ended it when this returns."""
+        began, outcome = self._loop.time(), "ok"
+        try:
+            if not operation.open:
+                call.identified(await self.authentication.required())
+            request = body if operation.raw else messages.decode(call.api, call.version, body)
+            answer = await operation.handle(call, request)
+            return self._parts(call, answer)
+        except asyncio.CancelledError:
+            outcome = "cancelled"
+            raise
+        except MessageInvalid as refusal:
+            outcome = "refused"
+            self.cut("request-malformed", str(refusal))
+        except IdentityProblem as refusal:
+            outcome = "refused"
+            self.cut("unauthenticated", str(refusal))
+        except Exception as error:
+            outcome = "failed"
+            return self._failed(call, error)
+        finally:
+            self.node.metrics.requests_total.labels(PROTOCOL, operation.name, outcome).inc()
+            if not operation.waits:
+                self.node.metrics.request_seconds.labels(PROTOCOL, operation.name).observe(self._loop.time() - began)
+        return []
+
+    def _parts(self, call: Call, answer: Answer) -> list[Any]:
+        if answer is None:
+            return []
+        body = answer.parts if isinstance(answer, Reply) else [messages.encode(call.api, call.version, answer)]
+        head = messages.response_head(call.api, call.version, call.correlation_id)
+        size = len(head) + sum([len(part) for part in body])
+        return [size.to_bytes(4, "big") + head, *body]
+
+    def _failed(self, call: Call, error: Exception) -> list[Any]:
+        """What no handler has put in its own words."""
+        code, message = kafka_error(error, call.request_id)
+        if not isinstance(error, ClientGone) and messages.has_error_code(call.api, call.version):
+            return self._parts(call, {"error_code": code, "error_message": message} if _tells(call) else {"error_code": code})
+        self.cut("failed", f"{messages.api_name(call.api)}: {message}")
+        return []
+
+    async def _serve_token(self, token: bytes) -> list[Any]:
+        try:
+            answer = await self.authentication.raw_token(token)
+        except IdentityProblem as refusal:
+            self.cut("unauthenticated", str(refusal))
+            return []
+        return [len(answer).to_bytes(4, "big") + answer]
+
+    def _unsupported(self, api: int, version: int, correlation_id: int) -> None:
+        """Of ApiVersions, an answer that every version can read; of anything else the client cannot know the form."""
+        self._waiting = None
+        if api != API_VERSIONS:
+            self.cut("api-unsupported", f"version {version} of {messages.api_name(api)}")
+            return
+        body = correlation_id.to_bytes(4, "big", signed=True) + unsupported(self.node)
+        self.transport.write(len(body).to_bytes(4, "big") + body)
+
+    # Answers
+
+    def _answer(self) -> None:
+        """An answer is there. Those that are ready in the same turn leave in one write."""
+        if len(self._slots) == 1:
+            self._write()
+        elif self._writing is None:
+            self._writing = self._loop.call_soon(self._write)
+
+    def _write(self) -> None:
+        """Write what is next and there, then begin what waited for it."""
+        self._writing = None
+        pieces: list[Any] = []
+        free_bytes = 0
+        while self._slots and (parts := self._slots[0].parts) is not None:
+            free_bytes += self._slots.popleft().held_bytes
+            pieces += parts
+        if self._closing:
+            return
+        if pieces:
+            self._active_at = self._loop.time()
+            self.transport.writelines(pieces)
+        self._give_back(free_bytes)
+        if self.authentication.session is not None:
+            self._frames.bytes_max = self.node.options.request_bytes_max
+        if self._draining and not self._slots:
+            self.close()
+        else:
+            self._work()
+
+    # Bounds
+
+    def _admit(self, size: int) -> bool:
+        """For a large request that begins to come."""
+        if not self.node.memory.admit(size, self._again):
+            return False
+        self._held_bytes += size
+        self._large_since = self._loop.time()
+        return True
+
+    def _again(self) -> None:
+        """There may be room for it now."""
+        if self._more is None and not self._closing:
+            self._more = self._loop.call_soon(self._work)
+
+    def _give_back(self, size: int) -> None:
+        self._held_bytes -= size
+        self.node.memory.give_back(size)
+
+    def _read_or_not(self) -> None:
+        """A frame that waits leaves the rest in the buffer, which is then full at some time."""
+        wanted = self._frames.room
+        if wanted != self._reading:
+            self._reading = wanted
+            (self.transport.resume_reading if wanted else self.transport.pause_reading)()
+
+    def check(self, now: float) -> None:
+        """Called a few times a second."""
+        options = self.node.options
+        pause_s = options.request_pause_ms / 1_000
+        if self._closing:
+            if now - self._closing_since > self._write_stall_s:  # what was written last is not read
+                self.transport.abort()
+        elif self._stalled_since is not None and now - self._stalled_since > self._write_stall_s:
+            self.cut("write-stalled", "the client does not read")
+            self.transport.abort()
+        elif self._frames.held_bytes and self.node.memory.short and now - self._large_since > pause_s:
+            self.cut("request-timeout", "a large request comes too slowly while others wait for its memory")
+        elif self._slots:
+            self._active_at = now
+        elif self.authentication.session is None and now - self._opened_at > options.auth_ms / 1_000:
+            self.cut("auth-timeout", "it has not said who it is")
+        elif self._frames.partial and self._reading and now - self._active_at > pause_s:
+            self.cut("request-timeout", "a request was begun and not ended")
+        elif now - self._active_at > options.idle_ms / 1_000:
+            self.close()
+
+    # The end
+
+    def refused(self, reason: str) -> None:
+        self.node.metrics.refused_total.labels(PROTOCOL, reason).inc()
+
+    def cut(self, reason: str, detail: str) -> None:
+        """End the connection for something that the client did; counted by reason."""
+        if not self._closing:
+            self.refused(reason)
+            logger.info("a Kafka connection is closed: %s (%s)", reason, detail, extra={"peer": self.peer, "connection": self.id})
+        self.close()
+
+    def close(self) -> None:
+        """What was answered is written first, where it is the turn of that."""
+        if not self._closing:
+            while self._slots and self._slots[0].parts is not None:
+                self.transport.writelines(self._slots.popleft().parts or [])
+            self._closing = True
+            self._closing_since = self._loop.time()
+            self.transport.close()
+
+    def finish(self) -> None:
+        """End the connection when what is under way has been answered."""
+        self._draining = True
+
+    def shutdown(self) -> None:
+        """The node is stopping: what is under way may end, what waits is given up."""
+        self._draining = True
+        for slot in self._slots:
+            if slot.operation is not None and slot.operation.waits and slot.task is not None:
+                slot.task.cancel()
+                slot.parts = []  # it may not have begun, and then does not say so itself
+        self._write()
+
+
+def _tells(call: Call) -> bool:
+    return "error_message" in messages.response_schema(call.api, call.version).__dataclass_fields__

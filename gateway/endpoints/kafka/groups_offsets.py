@@ -1,0 +1,229 @@
+"""Offsets of groups: OffsetCommit 2-10, OffsetFetch 1-10, OffsetDelete 0 (KIP-496).
+
+OffsetCommit  topics by name, from 10 on by id (KIP-848); a retention time (2-4) is not heard, as in Kafka: it is the setting
+              `groups.offsets_retention_ms` for all
+OffsetFetch   1 partitions carry the error; 2+ all topics where none are named; 7+ offsets of a transaction under way are told as
+              unstable to who asks for stable ones (KIP-447); 8+ several groups (KIP-709); 9+ members are checked (KIP-848);
+              10 topics by id
+
+Rights: the group, and each topic: reading it to commit, reading or describing it to fetch.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from broker.engine.base import Topic
+from broker.errors import UnknownTopic
+from broker.groups.group_errors import GroupNotEmpty, GroupUnknown, TopicSubscribed
+from broker.groups.offsets import GroupOffset
+from gateway.endpoints.kafka.call import Call
+from gateway.endpoints.kafka.group_codes import code_of
+from gateway.endpoints.kafka.operation import Operation
+from gateway.endpoints.kafka.refusal import REFUSED, Refusal
+from gateway.wire.kafka.error_codes import ErrorCode
+from security.policy.model import Action, Decision
+
+NO_OFFSET = -1
+IDS_VERSION, GROUPS_VERSION, GROUP_ERROR_VERSION = 10, 8, 2
+
+
+class _Place:
+    """One partition of a request, with the topic as it was named there, and what came of it."""
+
+    __slots__ = ("asked", "code", "offset", "partition", "topic", "what")
+
+    def __init__(self, asked: Any, partition: int, what: Any) -> None:
+        self.asked, self.partition, self.what = asked, partition, what
+        self.topic: Topic | None = None
+        self.offset: GroupOffset | None = None
+        self.code = 0
+
+
+async def offset_commit(call: Call, request: Any) -> dict[str, Any]:
+    places = [[_Place(topic, one.partition_index, one) for one in topic.partitions] for topic in request.topics]
+    instance_id = getattr(request, "group_instance_id", None)
+    try:
+        call.node.pipeline.authorise_group(call.session, request.group_id)
+        offsets = [offset for topic in places for place in topic if (offset := _to_commit(call, place)) is not None]
+        if offsets:
+            await call.node.groups.commit(
+                request.group_id, request.member_id, instance_id, request.generation_id_or_member_epoch, offsets
+            )
+    except REFUSED as error:
+        code = code_of(error)
+        for place in [one for topic in places for one in topic]:
+            place.code = place.code or code
+    return {"topics": [_answer(topic, [_code(place) for place in found]) for topic, found in _zip(request.topics, places)]}
+
+
+def _to_commit(call: Call, place: _Place) -> GroupOffset | None:
+    """None where it is refused, and then the place says why."""
+    one = place.what
+    leader_epoch, metadata = getattr(one, "committed_leader_epoch", -1), one.committed_metadata or ""
+    try:
+        topic = _topic(call, place.asked)
+        call.node.pipeline.authorise(call.session, Action.READ, topic.name)
+        if not 0 <= place.partition < topic.partitions:
+            raise UnknownTopic(topic.name)
+        offset = GroupOffset(topic.topic_id, place.partition, one.committed_offset, leader_epoch, metadata)
+        call.node.groups.offsets.check(offset)
+        return offset
+    except REFUSED as error:
+        place.code = code_of(error)
+        return None
+
+
+def _topic(call: Call, asked: Any) -> Topic:
+    """By name or, in later versions, by id; rights come before existence."""
+    broker = call.node.pipeline.broker
+    if (topic_id := getattr(asked, "topic_id", None)) is not None:
+        found = broker.topic_of(topic_id.bytes)
+        if found is None:
+            raise Refusal(ErrorCode.UNKNOWN_TOPIC_ID, "there is no topic with this id")
+        return found
+    call.node.pipeline.authorise(call.session, Action.READ, asked.name)
+    if (found := broker.topics().get(asked.name)) is None:
+        raise UnknownTopic(asked.name)
+    return found
+
+
+def _zip(topics: Sequence[Any], places: Sequence[list[_Place]]) -> Iterable[tuple[Any, list[_Place]]]:
+    return zip(topics, places, strict=True)
+
+
+def _code(place: _Place) -> dict[str, Any]:
+    return {"partition_index": place.partition, "error_code": place.code}
+
+
+def _answer(asked: Any, partitions: list[dict[str, Any]]) -> dict[str, Any]:
+    """Named as it was asked for."""
+    named = {"topic_id": asked.topic_id} if hasattr(asked, "topic_id") else {"name": asked.name}
+    return {**named, "partitions": partitions}
+
+
+async def offset_fetch(call: Call, request: Any) -> dict[str, Any]:
+    stable = getattr(request, "require_stable", False)
+    if call.version >= GROUPS_VERSION:
+        groups = [
+            _fetch(call, one.group_id, one.topics, stable, getattr(one, "member_id", None), getattr(one, "member_epoch", -1))
+            for one in request.groups
+        ]
+        return {"groups": groups}
+    found = _fetch(call, request.group_id, request.topics, stable, None, -1)
+    if found["error_code"] and call.version < GROUP_ERROR_VERSION:
+        found["topics"] = [
+            _answer(topic, [_fetched(index, code=found["error_code"]) for index in topic.partition_indexes])
+            for topic in request.topics
+        ]
+    return found
+
+
+def _fetch(
+    call: Call, group: str, topics: Sequence[Any] | None, stable: bool, member_id: str | None, epoch: int
+) -> dict[str, Any]:
+    try:
+        call.node.pipeline.authorise_group(call.session, group)
+        call.node.groups.check_fetch(group, member_id, epoch)
+    except REFUSED as error:
+        return {"group_id": group, "topics": [], "error_code": code_of(error)}
+    found = _fetch_all(call, group, stable) if topics is None else [_fetch_topic(call, group, one, stable) for one in topics]
+    return {"group_id": group, "topics": found, "error_code": 0}
+
+
+def _fetch_topic(call: Call, group: str, asked: Any, stable: bool) -> dict[str, Any]:
+    """A topic that is not there has no offsets; by its id it is told that it is not there."""
+    broker, code, topic = call.node.pipeline.broker, 0, None
+    if (topic_id := getattr(asked, "topic_id", None)) is not None:
+        topic = broker.topic_of(topic_id.bytes)
+        code = 0 if topic is not None else int(ErrorCode.UNKNOWN_TOPIC_ID)
+    elif may_see(call, asked.name):
+        topic = broker.topics().get(asked.name)
+    else:
+        code = int(ErrorCode.TOPIC_AUTHORIZATION_FAILED)
+    if topic is not None and not may_see(call, topic.name):
+        topic, code = None, int(ErrorCode.TOPIC_AUTHORIZATION_FAILED)
+    return _answer(asked, [_fetch_one(call, group, topic, index, code, stable) for index in asked.partition_indexes])
+
+
+def _fetch_one(call: Call, group: str, topic: Topic | None, partition: int, code: int, stable: bool) -> dict[str, Any]:
+    offsets = call.node.groups.offsets
+    if topic is None or not 0 <= partition < topic.partitions:
+        return _fetched(partition, code=code)
+    if stable and offsets.unstable(group, topic.topic_id, partition):
+        return _fetched(partition, code=int(ErrorCode.UNSTABLE_OFFSET_COMMIT))
+    kept = offsets.committed(group, topic.topic_id, partition)
+    return _fetched(partition) if kept is None else _fetched(partition, kept.offset, kept.leader_epoch, kept.metadata)
+
+
+def _fetch_all(call: Call, group: str, stable: bool) -> list[dict[str, Any]]:
+    by_topic: dict[bytes, list[int]] = {}
+    for kept in call.node.groups.offsets.all(group):
+        by_topic.setdefault(kept.topic_id, []).append(kept.partition)
+    found = []
+    for topic_id, partitions in by_topic.items():
+        topic = call.node.pipeline.broker.topic_of(topic_id)
+        if topic is None or not may_see(call, topic.name):
+            continue
+        named = {"topic_id": uuid.UUID(bytes=topic_id)} if call.version >= IDS_VERSION else {"name": topic.name}
+        found.append({**named, "partitions": [_fetch_one(call, group, topic, one, 0, stable) for one in partitions]})
+    return found
+
+
+def _fetched(
+    partition: int, offset: int = NO_OFFSET, leader_epoch: int = -1, metadata: str = "", code: int = 0
+) -> dict[str, Any]:
+    return {
+        "partition_index": partition,
+        "committed_offset": offset,
+        "committed_leader_epoch": leader_epoch,
+        "metadata": metadata,
+        "error_code": code,
+    }
+
+
+def may_see(call: Call, topic: str) -> bool:
+    """Whether the session may read or describe it."""
+    pipeline = call.node.pipeline
+    return pipeline.decide_reading(call.session, topic).form is not Decision.NONE or pipeline.may_describe(call.session, topic)
+
+
+async def offset_delete(call: Call, request: Any) -> dict[str, Any]:
+    places = [[_Place(topic, one.partition_index, one) for one in topic.partitions] for topic in request.topics]
+    try:
+        call.node.pipeline.authorise_group(call.session, request.group_id)
+        group = call.node.groups.find(request.group_id)
+        if group is None:
+            raise GroupUnknown(request.group_id)
+        subscribed = call.node.groups.subscribed(group)
+        if subscribed is None and not group.empty:
+            raise GroupNotEmpty(request.group_id)
+        doomed = [found for topic in places for place in topic if (found := _to_delete(call, place, subscribed)) is not None]
+        await call.node.groups.delete_offsets(request.group_id, doomed)
+        call.node.pipeline.audit(call.session, Action.GROUP, f"group {request.group_id}: {len(doomed)} offsets deleted")
+    except REFUSED as error:
+        return {"error_code": code_of(error), "topics": []}
+    topics = [_answer(topic, [_code(place) for place in found]) for topic, found in _zip(request.topics, places)]
+    return {"error_code": 0, "topics": topics}
+
+
+def _to_delete(call: Call, place: _Place, subscribed: Any) -> tuple[bytes, int] | None:
+    try:
+        topic = _topic(call, place.asked)
+        if subscribed is not None and subscribed(topic.name):
+            raise TopicSubscribed
+        if not 0 <= place.partition < topic.partitions:
+            raise UnknownTopic(topic.name)
+        return topic.topic_id, place.partition
+    except REFUSED as error:
+        place.code = code_of(error)
+        return None
+
+
+OPERATIONS = (
+    Operation(api=8, name="OffsetCommit", low=2, high=10, handle=offset_commit),
+    Operation(api=9, name="OffsetFetch", low=1, high=10, handle=offset_fetch),
+    Operation(api=47, name="OffsetDelete", low=0, high=0, handle=offset_delete),
+)

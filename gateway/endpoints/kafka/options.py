@@ -1,0 +1,20 @@
+"""What Kafka connections are bounded by; the settings `[kafka]` have the same names and say more."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class KafkaOptions(msgspec.Struct, frozen=True, kw_only=True):
+    node_id: int = 1
+    advertised_host: str = ""
+    advertised_port: int = 0
+    request_bytes_max: int = 100 * 1024 * 1024
+    open_request_bytes_max: int = 512 * 1024
+    received_bytes_max: int = 256 * 1024 * 1024
+    requests_in_flight_max: int = 64
+    idle_ms: int = 600_000
+    auth_ms: int = 30_000
+    request_pause_ms: int = 30_000
+    failed_authentication_ms: int = 100
+    reauthentication_ms_max: int = 0

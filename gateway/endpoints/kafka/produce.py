@@ -1,0 +1,166 @@
+"""Produce 3-13: batches as producers build them, stored as they are.
+
+    3 transactional id   5 log start   7 zstd (KIP-110)   8 record errors (KIP-467)   9 flexible   12 partitions join a
+    transaction with their first batch (KIP-890)   13 topics by id (KIP-516)
+
+Versions 0 to 2 are advertised and not served, as Kafka does: librdkafka takes a broker without them for one that knows no
+compression (KAFKA-18659).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from weakref import WeakKeyDictionary
+
+from broker.batch_errors import IllegalBatch
+from broker.compression import Compression
+from gateway.endpoints.kafka.call import Call
+from gateway.endpoints.kafka.operation import Operation, Reply
+from gateway.endpoints.kafka.refusal import REFUSED, Refusal, told
+from gateway.producing import Produced, ProducedBatch
+from gateway.wire.kafka.error_codes import ErrorCode
+from gateway.wire.kafka.produce import (
+    HIGH,
+    LOW,
+    PartitionAnswer,
+    ProduceRequest,
+    TopicRef,
+    build_produce,
+    parse_produce,
+)
+from security.errors import AccessDenied, QuotaExceeded
+
+ZSTD_FROM = 7
+JOINS_FROM = 12  # transaction protocol 2
+
+_ATTRIBUTES_AT, _CODECS, _TRANSACTIONAL = 22, 0x07, 0x10  # the lower byte of a batch's attributes
+
+Answers = list[tuple[TopicRef, list[PartitionAnswer]]]
+
+_turns: WeakKeyDictionary[object, asyncio.Lock] = WeakKeyDictionary()
+
+
+async def produce(call: Call, body: memoryview) -> Reply | None:
+    """No answer where the producer wants none (acks 0); then what is refused ends the connection, so that it looks again."""
+    request = parse_produce(call.version, body)
+    if call.node.pipeline.quotas.unlimited:
+        return await _produce(call, request, 0)
+    return await _in_turn(call, request)
+
+
+async def _in_turn(call: Call, request: ProduceRequest) -> Reply | None:
+    """What a quota holds back is not overtaken by what comes after it on the same connection."""
+    turn = _turns.setdefault(call.connection, asyncio.Lock())
+    waited_ms = 0
+    async with turn:
+        while True:
+            try:
+                return await _produce(call, request, waited_ms)
+            except QuotaExceeded as quota:
+                if waited_ms >= request.timeout_ms:
+                    return _answer(call, request, _refused_alike(request, quota), waited_ms)
+                wait_ms = min(quota.retry_after_ms, request.timeout_ms - waited_ms)
+                waited_ms += wait_ms
+                await asyncio.sleep(wait_ms / 1_000)
+
+
+async def _produce(call: Call, request: ProduceRequest, waited_ms: int) -> Reply | None:
+    try:
+        _check_request(call, request)
+    except REFUSED as refusal:
+        return _answer(call, request, _refused_alike(request, refusal), waited_ms)
+    version = call.version
+    batches: list[ProducedBatch] = []
+    answers: Answers = []
+    places: list[tuple[list[PartitionAnswer], int]] = []
+    for ref, partitions in request.topics:
+        own: list[PartitionAnswer] = []
+        answers.append((ref, own))
+        name = _name(call, ref)
+        for partition, records in partitions:
+            try:
+                batches.append(_batch(version, name, partition, records))
+            except REFUSED as refusal:
+                own.append(_refused(partition, refusal))
+            else:
+                places.append((own, len(own)))
+                own.append(PartitionAnswer(partition, 0))
+    try:
+        produced = await call.node.pipeline.producing.produce(
+            call.session,
+            batches,
+            durable=request.acks != 0,
+            transactional_id=request.transactional_id,
+            joins=call.version >= JOINS_FROM,
+        )
+    except QuotaExceeded:
+        raise
+    except REFUSED as refusal:
+        return _answer(call, request, _refused_alike(request, refusal), waited_ms)
+    for (own, at), one in zip(places, produced, strict=True):
+        own[at] = _told(own[at].partition, one)
+    return _answer(call, request, answers, waited_ms)
+
+
+def _check_request(call: Call, request: ProduceRequest) -> None:
+    if request.acks not in (-1, 0, 1):
+        raise Refusal(ErrorCode.INVALID_REQUIRED_ACKS, f"acks {request.acks}, where -1, 0 and 1 are")
+    for _, partitions in request.topics:
+        for _, records in partitions:
+            if records is not None and len(records) > _ATTRIBUTES_AT and records[_ATTRIBUTES_AT] & _TRANSACTIONAL:
+                return _check_transactional(call, request)
+
+
+def _check_transactional(call: Call, request: ProduceRequest) -> None:
+    if request.transactional_id is None:
+        raise Refusal(ErrorCode.TRANSACTIONAL_ID_AUTHORIZATION_FAILED, "a transactional batch without a transactional id")
+    try:
+        call.node.pipeline.authorise_transaction(call.session, request.transactional_id)
+    except AccessDenied as denied:
+        raise Refusal(ErrorCode.TRANSACTIONAL_ID_AUTHORIZATION_FAILED, str(denied)) from None
+
+
+def _name(call: Call, ref: TopicRef) -> str | None:
+    """None for an id that no topic has."""
+    if isinstance(ref, str):
+        return ref
+    topic = call.node.pipeline.broker.topic_of(ref)
+    return None if topic is None else topic.name
+
+
+def _batch(version: int, name: str | None, partition: int, records: memoryview | None) -> ProducedBatch:
+    if name is None:
+        raise Refusal(ErrorCode.UNKNOWN_TOPIC_ID, "no topic has this id")
+    if not records:
+        raise IllegalBatch("there is no record batch")
+    if version < ZSTD_FROM and len(records) > _ATTRIBUTES_AT and records[_ATTRIBUTES_AT] & _CODECS == Compression.ZSTD:
+        raise Refusal(ErrorCode.UNSUPPORTED_COMPRESSION_TYPE, f"zstd needs Produce {ZSTD_FROM} or newer")
+    return ProducedBatch(name, partition, records)
+
+
+def _told(partition: int, produced: Produced) -> PartitionAnswer:
+    if produced.error is not None:
+        return _refused(partition, produced.error)
+    return PartitionAnswer(partition, 0, produced.base_offset, produced.append_time_ms, produced.log_start)
+
+
+def _refused(partition: int, error: Exception) -> PartitionAnswer:
+    code, message = told(error)
+    records: Sequence[tuple[int, str | None]] = error.records if isinstance(error, IllegalBatch) else ()
+    return PartitionAnswer(partition, code, record_errors=records, message=message)
+
+
+def _refused_alike(request: ProduceRequest, error: Exception) -> Answers:
+    return [(ref, [_refused(partition, error) for partition, _ in partitions]) for ref, partitions in request.topics]
+
+
+def _answer(call: Call, request: ProduceRequest, answers: Answers, waited_ms: int) -> Reply | None:
+    if request.acks != 0:
+        return Reply([build_produce(call.version, answers, waited_ms)])
+    if any(answer.error for _, partitions in answers for answer in partitions):
+        call.connection.close()
+    return None
+
+
+OPERATIONS = (Operation(api=0, name="Produce", low=0, served_from=LOW, high=HIGH, handle=produce, raw=True),)

@@ -1,0 +1,122 @@
+"""Frames: four bytes of length, then as many bytes. Small ones are cut from one buffer, large ones are read in place.
+
+The caller reads from its socket into `buffer()`, says how much came with `updated(n)`, and takes what is whole with `next()`.
+A length is judged before anything is allocated for it, by the bound and then by `admit`, which may say "not now": the frame then
+stays where it is until `next` is asked again. Memory grows with what really came: whoever announces 100 MiB and sends nothing has
+1 MiB allocated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from gateway.wire.kafka.errors import MessageInvalid
+
+LENGTH_BYTES = 4
+BUFFER_BYTES = 64 * 1024
+LARGE_BYTES = 16 * 1024  # frames above are read in place: a copy of one costs more than an allocation
+FIRST_BYTES = 1024 * 1024
+
+
+class FrameTooLarge(MessageInvalid):
+    def __init__(self, size: int, bytes_max: int) -> None:
+        self.size, self.bytes_max = size, bytes_max
+        super().__init__(f"a frame of {size} bytes, where {bytes_max} are the most")
+
+
+class Frames:
+    """`bytes_max` may be changed while frames come: before authentication it is low. `admit` is asked once with the size of each
+    frame above LARGE_BYTES. What `next` returned is the caller's.
+    """
+
+    __slots__ = ("_admit", "_begin", "_buffer", "_end", "_large", "_large_end", "_large_size", "_view", "bytes_max")
+
+    def __init__(self, bytes_max: int, admit: Callable[[int], bool] = lambda size: True) -> None:
+        self.bytes_max, self._admit = bytes_max, admit
+        self._buffer = bytearray(BUFFER_BYTES)
+        self._view = memoryview(self._buffer)
+        self._begin = self._end = 0
+        self._large: bytearray | None = None  # a large frame under way, as far as memory was taken for it
+        self._large_size = self._large_end = 0
+
+    @property
+    def partial(self) -> bool:
+        """Whether a frame has begun and is not whole."""
+        return self._large is not None or self._begin < self._end
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory of the large frame under way."""
+        return 0 if self._large is None else len(self._large)
+
+    @property
+    def room(self) -> bool:
+        """Whether `buffer` has any: not before `next` has taken what is whole."""
+        return self._end - self._begin < BUFFER_BYTES if self._large is None else self._large_end < self._large_size
+
+    def buffer(self) -> memoryview:
+        """Where to read to; never empty while there is room."""
+        if self._large is None:
+            if self._begin and self._end > BUFFER_BYTES // 2:
+                self._compact()
+            return self._view[self._end :]
+        if self._large_end == len(self._large):
+            grown = bytearray(min(self._large_size, 2 * len(self._large)))
+            grown[: self._large_end] = self._large
+            self._large = grown
+        return memoryview(self._large)[self._large_end :]
+
+    def updated(self, size: int) -> None:
+        if self._large is None:
+            self._end += size
+        else:
+            self._large_end += size
+
+    def next(self) -> memoryview | None:
+        """The next whole frame without its length, or None. MessageInvalid, FrameTooLarge: nothing after it can be read."""
+        if self._large is not None:
+            return self._take_large()
+        have = self._end - self._begin - LENGTH_BYTES
+        if have < 0:
+            return None
+        begin = self._begin + LENGTH_BYTES
+        size = int.from_bytes(self._view[self._begin : begin], "big", signed=True)
+        if size < 0:
+            raise MessageInvalid(f"a frame of {size} bytes")
+        if size > self.bytes_max:
+            raise FrameTooLarge(size, self.bytes_max)
+        if have >= size and size <= LARGE_BYTES:
+            frame = memoryview(bytes(self._view[begin : begin + size]))
+            self._begin = begin + size
+            if self._begin == self._end:
+                self._begin = self._end = 0
+            return frame
+        if size <= LARGE_BYTES:
+            if begin + size > BUFFER_BYTES:
+                self._compact()
+            return None
+        if not self._admit(size):
+            return None
+        self._begin_large(begin, size)
+        return self._take_large()
+
+    def _begin_large(self, begin: int, size: int) -> None:
+        have = min(self._end - begin, size)
+        self._large = bytearray(min(size, FIRST_BYTES))
+        self._large[:have] = self._view[begin : begin + have]
+        self._large_size, self._large_end = size, have
+        self._begin = begin + have
+        if self._begin == self._end:
+            self._begin = self._end = 0
+
+    def _take_large(self) -> memoryview | None:
+        if self._large is None or self._large_end < self._large_size:
+            return None
+        frame = memoryview(self._large)
+        self._large = None
+        return frame
+
+    def _compact(self) -> None:
+        left = self._end - self._begin
+        self._buffer[:left] = self._buffer[self._begin : self._end]
+        self._begin, self._end = 0, left

@@ -1,0 +1,44 @@
+"""The head of every request: which API, in which version, and what its answer is to be told apart by (KIP-482 for version 2)."""
+
+from __future__ import annotations
+
+import msgspec
+
+from gateway.wire.kafka import messages
+from gateway.wire.kafka.errors import MessageInvalid
+from gateway.wire.kafka.primitives import read_nullable_string, skip_tags
+
+HEAD_BYTES = 8  # api, version, correlation id: what every version of the header begins with
+
+
+class RequestHeader(msgspec.Struct, frozen=True, gc=False):
+    """`end` is where the request itself begins."""
+
+    api: int
+    version: int
+    correlation_id: int
+    client_id: str | None
+    end: int
+
+
+def read_key(frame: bytes | bytearray | memoryview) -> tuple[int, int, int]:
+    """API, version and correlation id, which are told apart from what follows by nothing. MessageInvalid."""
+    if len(frame) < HEAD_BYTES:
+        raise MessageInvalid(f"a request of {len(frame)} bytes, where its header has at least {HEAD_BYTES}")
+    return (
+        int.from_bytes(frame[0:2], "big", signed=True),
+        int.from_bytes(frame[2:4], "big", signed=True),
+        int.from_bytes(frame[4:8], "big", signed=True),
+    )
+
+
+def read_header(frame: memoryview) -> RequestHeader:
+    """Of an API and version that are known. MessageInvalid."""
+    api, version, correlation_id = read_key(frame)
+    try:
+        client_id, position = read_nullable_string(frame, HEAD_BYTES)
+        if messages.flexible(api, version):
+            position = skip_tags(frame, position)
+    except IndexError:
+        raise MessageInvalid(f"the header of a request ends at byte {len(frame)}") from None
+    return RequestHeader(api, version, correlation_id, client_id, position)

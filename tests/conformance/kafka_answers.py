@@ -1,0 +1,148 @@
+"""Answers of two brokers made comparable, and the differences that are accepted, each with its reason."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from kafka.record.memory_records import MemoryRecords
+
+from gateway.endpoints.kafka.topic_configs import FIXED
+
+# Who the broker is, when it was asked, and words: no two brokers say the same. Leader epochs count restarts and elections.
+DROPPED = frozenset(
+    {
+        "throttle_time",
+        "error_message",
+        "batch_index_error_message",
+        "host",
+        "port",
+        "rack",
+        "cluster_id",
+        "controller_id",
+        "node_endpoints",
+        "client_host",
+        "log_dir",
+        "total_bytes",
+        "usable_bytes",
+        "partition_size",
+        "documentation",
+    }
+)
+NOW = "now"
+
+
+def opened(value: Any) -> Any:
+    """With the record batches of Fetch read."""
+    if isinstance(value, dict):
+        return {name: _records(one) if name == "records" else opened(one) for name, one in value.items()}
+    return [opened(one) for one in value] if isinstance(value, list) else value
+
+
+def comparable(value: Any, key: str = "") -> Any:
+    """Without what is dropped, and items sorted, as brokers answer them in any order."""
+    if isinstance(value, dict):
+        return {name: comparable(one, name) for name, one in value.items() if name not in DROPPED}
+    if key == "configs" and isinstance(value, list):
+        return {config["name"]: comparable(config) for config in value}
+    if isinstance(value, list):
+        return sorted([comparable(one, key) for one in value], key=lambda one: json.dumps(one, sort_keys=True, default=str))
+    return NOW if key == "log_append_time" and value not in (None, -1) else value
+
+
+def _records(blob: bytes | None) -> list[dict[str, Any]]:
+    """Whole batches; what an answer cut off at its end is not looked at, as by any client."""
+    found = []
+    records = MemoryRecords(blob or b"")
+    while records.has_next():
+        batch = records.next_batch()
+        assert batch is not None
+        found.append(
+            {
+                "base_offset": batch.base_offset,
+                "producer_id": batch.producer_id,
+                "producer_epoch": batch.producer_epoch,
+                "base_sequence": batch.base_sequence,
+                "transactional": batch.is_transactional,
+                "control": batch.is_control_batch,
+                "compression": batch.compression_type,
+                "timestamp_type": batch.timestamp_type,
+                "records": [
+                    [
+                        record.offset,
+                        record.key,
+                        None if batch.is_control_batch else record.value,  # a marker names the coordinator's epoch
+                        NOW if batch.is_control_batch or batch.timestamp_type == 1 else record.timestamp,
+                        record.headers,
+                    ]
+                    for record in batch
+                ],
+            }
+        )
+    return found
+
+
+class Difference(NamedTuple):
+    api: str
+    version: int
+    path: str
+    kafka: Any
+    sprawl: Any
+
+    def __str__(self) -> str:
+        return f"{self.api} {self.version} at {self.path}: Kafka {self.kafka!r}, Sprawl {self.sprawl!r}"
+
+
+class Accepted(NamedTuple):
+    """`holds(difference)`; the reason stands in the report beside how often it was met."""
+
+    reason: str
+    holds: Callable[[Difference], bool]
+
+
+def differences(api: str, version: int, kafka: Any, sprawl: Any, path: str = "$") -> Iterator[Difference]:
+    if isinstance(kafka, dict) and isinstance(sprawl, dict):
+        for name in kafka.keys() | sprawl.keys():
+            yield from differences(api, version, kafka.get(name), sprawl.get(name), f"{path}.{name}")
+    elif isinstance(kafka, list) and isinstance(sprawl, list) and len(kafka) == len(sprawl):
+        for index, (one, other) in enumerate(zip(kafka, sprawl, strict=True)):
+            yield from differences(api, version, one, other, f"{path}[{index}]")
+    elif kafka != sprawl:
+        yield Difference(api, version, path, kafka, sprawl)
+
+
+OWN_CONFIGS = ("strict.ttl", "dead.letter.topic")
+
+
+def _config(found: Difference) -> str | None:
+    """The config that the difference is about."""
+    name = re.search(r"\.configs\.([a-z0-9.]+?)(?:\.(?:read_only|config_source|value|synonyms).*)?$", found.path)
+    return name[1] if name else None
+
+
+ACCEPTED: tuple[Accepted, ...] = (
+    Accepted(
+        "Sprawl's own topic configs are listed beside Kafka's",
+        lambda found: found.kafka is None and _config(found) in OWN_CONFIGS,
+    ),
+    Accepted(
+        "CreateTopics answers a boolean config as it was read, not as it was written",
+        lambda found: found.api == "create_topics" and found.path.endswith(".value") and found.sprawl == str(found.kafka).lower(),
+    ),
+    Accepted(
+        "configs of a topic that is not there are refused for its absence, whatever they are",
+        lambda found: (
+            found.api in ("alter_configs", "incremental_alter_configs")
+            and found.path.endswith("error_code")
+            and (found.kafka, found.sprawl) == (40, 3)
+        ),
+    ),
+    Accepted(
+        "configs that cannot act on this node are read-only, and a default that was given for one is not kept",
+        lambda found: (
+            _config(found) in FIXED and (found.path.endswith(("read_only", "config_source")) or ".synonyms" in found.path)
+        ),
+    ),
+)
