@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 NODE   := .sprawl
 
-.PHONY: setup setup-test setup-kafka setup-kafkajs setup-fuzz setup-campaign run demo test lint types format docs bench simulate fuzz campaign lock clean
+.PHONY: setup setup-test setup-kafka setup-kafkajs setup-fuzz setup-campaign run demo test lint types format docs bench simulate differential fuzz campaign lock clean
 
 setup: $(VENV)/.run
 setup-test: $(VENV)/.test
@@ -105,6 +105,11 @@ PROCESSES ?= 2
 RESULTS ?=
 simulate: setup-test
 	$(BIN)/python -m tests.simulation.run --seed $(SEED) --runs $(RUNS) --processes $(PROCESSES) $(if $(RESULTS),--results $(RESULTS))
+
+# The same random sequences of calls against Sprawl and a real Apache Kafka; one of them: make differential SEED=7 SEQUENCES=1.
+SEQUENCES ?= 500
+differential: setup-test setup-kafka
+	$(BIN)/python -m tests.conformance.kafka_differential --sequences $(SEQUENCES) --seed $(SEED)
 
 # Ten minutes for each parser; build/fuzz keeps what was learnt, so that a stopped one goes on.
 SECONDS_EACH ?= 600

@@ -121,9 +121,7 @@ class Broker:
         self.idempotency = Idempotency(engine, clock, idempotency or IdempotencyOptions())
         self.stability = engine.decided = Stability(engine)
         self.producers = Producers(engine, clock, producers or ProducerOptions(), self.stability)
-        self.transactions = Transactions(
-            engine, clock, transactions or TransactionOptions(), self.producers, self.stability
-        )
+        self.transactions = Transactions(engine, clock, transactions or TransactionOptions(), self.producers, self.stability)
 
     @property
     def consumers(self) -> Consumers:

@@ -56,11 +56,14 @@ def check_produced(rules: Rules, batch: memoryview, now_ms: int) -> BatchHeader:
     size = len(batch)
     if size <= _MAGIC_AT:
         raise IllegalBatch("there is no record batch")
-    if batch[_MAGIC_AT] != MAGIC:
-        raise IllegalBatch(f"format {batch[_MAGIC_AT]} of record batches, where 2 is the only one")
     length = int.from_bytes(batch[_LENGTH_AT:_LENGTH_END], "big", signed=True) + _LENGTH_END
-    if HEADER_BYTES <= length < size:
-        raise IllegalBatch("more than one record batch for a partition")
+    if length > size:
+        raise IllegalBatch(f"{size} bytes of a record batch of {length}")
+    if length >= HEADER_BYTES:  # what is shorter contradicts itself
+        if batch[_MAGIC_AT] != MAGIC:
+            raise IllegalBatch(f"format {batch[_MAGIC_AT]} of record batches, where 2 is the only one")
+        if length < size:
+            raise IllegalBatch("more than one record batch for a partition")
     if size > rules.batch_bytes_max:
         raise BatchTooLarge("record batch", size, MESSAGE_BYTES_MAX, rules.batch_bytes_max)
     header = verify(batch)

@@ -26,6 +26,7 @@ from broker.delivery.shared_scan import SharedScanStats
 from broker.groups.groups import GroupStats
 from broker.stats import EngineStats
 from broker.topics.configs import RULES
+from broker.transactions.transactions import TransactionStats
 from gateway.cli.main import VERBS, main
 from gateway.config import Config, variable_of
 from gateway.endpoints.send_buffers import SendBuffersStats
@@ -38,6 +39,7 @@ PULLED: Mapping[str, type] = {
     "shared_scan": SharedScanStats,
     "send_buffers": SendBuffersStats,
     "groups": GroupStats,
+    "transactions": TransactionStats,
 }
 """What `gateway/app.py` gives to `Metrics.pull`; a test scrapes a node and finds every name on the page."""
 

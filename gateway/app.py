@@ -217,6 +217,7 @@ class Node:
             config.transactions,
         )
         self.metrics.pull("shared_scan", self.broker.shared_scans.stats)
+        self.metrics.pull("transactions", self.broker.transactions.stats)
         self.groups = Groups(self.engine, seams.clock, seams.random, config.groups)
         self.groups.offsets.unstable = self.broker.transactions.unstable
         self.broker.transactions.offset_changes = self.groups.offsets.changes

@@ -266,6 +266,7 @@ TABLE: dict[type[Exception], Translation] = {
     ),
     producers.ProducerFenced: Translation(409, "producer-fenced", "Another producer is in its place", ("transactional_id",)),
     producers.InvalidTransactionState: Translation(409, "invalid-transaction-state", "Not at this point of a transaction"),
+    producers.NotInTransaction: Translation(409, "not-in-transaction", "It was not added to the transaction", ("what",)),
     producers.InvalidProducerIdMapping: Translation(
         409, "invalid-producer-id-mapping", "The producer id is another's", ("transactional_id",)
     ),

@@ -35,11 +35,13 @@ REFUSALS = (BrokerError, SecurityError, GatewayError)
 
 
 class ProducedBatch(msgspec.Struct, frozen=True, gc=False):
-    """`batch` is one record batch as it was received; it is looked at before anything waits, and never after."""
+    """`batch` is one record batch as it was received; it is looked at before anything waits, and never after. `problem`: what it
+    is refused with if only its partition is there."""
 
     topic: str
     partition: int
     batch: memoryview
+    problem: Exception | None = None
 
 
 class Produced(msgspec.Struct, gc=False):
@@ -132,6 +134,9 @@ class Producing:
                     raise IllegalBatch("a partition that the request names twice")
                 named.add(place)
                 found = self._check_one(session, one, answer, decision, now_ms, transactional_id, joins)
+                if found is None:
+                    answer.error = one.problem
+                    continue
             except REFUSALS as refusal:
                 answer.error = refusal
                 continue
@@ -157,10 +162,12 @@ class Producing:
         now_ms: int,
         transactional_id: str | None,
         joins: bool,
-    ) -> _Append | Duplicate:
+    ) -> _Append | Duplicate | None:
         topic = self._pipeline.broker.topic(one.topic)
         if not 0 <= one.partition < topic.partitions:
             raise UnknownPartition(topic.name, one.partition, topic.partitions)
+        if one.problem is not None:
+            return None
         rules = self._rules_of(topic)
         header = check_produced(rules, one.batch, now_ms)
         keys = None
@@ -173,6 +180,8 @@ class Producing:
             producers = self._pipeline.broker.producers
             found = producers.check(topic, one.partition, header, transactional_id=transactional_id, joins=joins)
             if isinstance(found, Duplicate):
+                if rules.dated_by_node:
+                    answer.append_time_ms = found.append_time_ms
                 return found
             admission = found
         return _Append(answer, Append(one.topic, one.partition, one.batch, keys), rules, header, admission)

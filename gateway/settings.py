@@ -301,6 +301,8 @@ class KafkaSection(Section, frozen=True, kw_only=True):
     """The longest pause within a request; then the connection is closed."""
     failed_authentication_ms: Milliseconds = 100
     """How late a refused log-in is answered. (connection.failed.authentication.delay.ms)"""
+    throttle_ms_max: Milliseconds = 30_000
+    """How long a request beyond a quota is held back before it is refused; Kafka's clients wait 30 s for an answer."""
     reauthentication_ms_max: Annotated[int, msgspec.Meta(ge=0, le=86_400_000)] = 0
     """How long a SASL session lasts before the client has to prove itself again; 0: as long as its credential.
     (connections.max.reauth.ms)"""

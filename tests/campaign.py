@@ -1,6 +1,6 @@
 """`make campaign`: the slow proofs, with a dated report under docs/reports.
 
-    python -m tests.campaign [--only simulation,flights,slow,fuzz,rest,bench,properties] [--fuzz-seconds 60]
+    python -m tests.campaign [--only simulation,flights,slow,fuzz,rest,kafka,bench,properties] [--fuzz-seconds 60]
 
 Each part is a command of its own that can be run alone; the report holds its last lines and how it ended.
 """
@@ -48,6 +48,12 @@ def parts(fuzz_seconds: int) -> list[Part]:
         Part("slow", "the slow tests: kills, the pages in a browser", [python, "-m", "pytest", "-q", "-m", "slow"], {}),
         Part("fuzz", "every fuzz target", [python, "-m", "tests.fuzz.campaign", "--seconds", str(fuzz_seconds)], {}),
         Part("rest", "schemathesis: all checks, with a token and without", [python, "-m", "tests.conformance.rest"], {}),
+        Part(
+            "kafka",
+            "500 sequences of calls, against Sprawl and a real Apache Kafka",
+            [python, "-m", "tests.conformance.kafka_differential", "--sequences", "500"],
+            {},
+        ),
         Part("bench", "budgets", [python, "bench/run.py", "--save"], {}),
         Part(
             "properties",

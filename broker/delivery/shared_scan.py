@@ -227,8 +227,11 @@ class SharedScans:
             visible = self._engine.next_sequence()
             if position < visible:
                 scan = await self._read_now(wanted(), position, visible, bytes_max)
-                position = scan.next_sequence
+                stepped, position = scan.next_sequence > position, scan.next_sequence
                 if scan.batches or scan.damage or scan.gap:
+                    return scan
+                held_back = not stepped and self._engine.next_sequence() == visible  # by an open transaction
+                if held_back and not await self._news(visible - 1, deadline_ms):
                     return scan
             elif not await self._news(position, deadline_ms):
                 return await self._engine.scan(position, topics=topics, bytes_max=bytes_max)  # raises Closed when it is
@@ -362,7 +365,8 @@ class SharedScans:
         self._reads += 1
         self._read_bytes += chunk.size
         self._paced_until_ms += chunk.size * 1_000 / self.options.bytes_per_s
-        self._keep(chunk)
+        if chunk.end > chunk.start:  # else a transaction holds it back, and may be ended in a moment
+            self._keep(chunk)
         return chunk
 
     async def _paced(self, start: int) -> None:

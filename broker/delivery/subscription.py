@@ -74,6 +74,7 @@ class Subscription:
         self._from_sequence = start.cursor.sequence
         self.cursor = start.cursor
         self._exhausted = False
+        self._looked_to = 0
         self.damage: dict[tuple[str, int, int], Damage] = {}
         self.gaps: dict[tuple[str, int], Gap] = {}
 
@@ -82,12 +83,12 @@ class Subscription:
         self._fetched.clear()
         self._walk = iter(())
         self._from_sequence, self.cursor = cursor.sequence, cursor
-        self._since_ms, self._exhausted = None, False
+        self._since_ms, self._exhausted, self._looked_to = None, False, 0
 
     @property
     def at_end(self) -> bool:
         """All that was visible at the last look was delivered; False where that is not known without another look."""
-        return self._exhausted and self._from_sequence >= self._engine.next_sequence()
+        return self._exhausted and max(self._from_sequence, self._looked_to) >= self._engine.next_sequence()
 
     async def next(self, *, bytes_max: int, records_max: int, wait_max_ms: int) -> list[Delivered]:
         """Up to `records_max` records, ending with the one that reaches `bytes_max`; waits only while there is none.
@@ -99,8 +100,11 @@ class Subscription:
         found = self._take(bytes_max, records_max)
         while not found and stepped_over < SCAN_BYTES_MAX:
             left_ms = max(0, deadline_ms - self._clock.monotonic_ms())
+            visible = self._engine.next_sequence()
             scan = await self._source.read(self._from_sequence, bytes_max=bytes_max, wait_max_ms=left_ms)
             self._receive(scan)
+            if not scan.batches:
+                self._looked_to = visible  # an open transaction may hold back what is there
             if not scan.batches and left_ms == 0:
                 break
             stepped_over += sum(len(stored.batch) for _, stored in scan.batches)

@@ -322,7 +322,14 @@ class EmbeddedEngine:
             self._unlock = None
 
     def capabilities(self) -> Capabilities:
-        return Capabilities(durability=self.options.durability, commit_sequence=True, key_index=True, compaction=True)
+        return Capabilities(
+            durability=self.options.durability,
+            commit_sequence=True,
+            key_index=True,
+            groups=True,
+            transactions=True,
+            compaction=True,
+        )
 
     # -- topics -----------------------------------------------------------------------------------------------------------
 
@@ -809,9 +816,7 @@ class EmbeddedEngine:
         found = [pair for pair in found if pair[1].max_timestamp_ms != NO_TIMESTAMP or holds_records(pair[1].batch)]
         if (decided := self.decided) is None:
             return found
-        return [
-            (log, stored) for log, stored in found if stored.sequence < end and decided.committed(log.topic_id, stored)
-        ]
+        return [(log, stored) for log, stored in found if stored.sequence < end and decided.committed(log.topic_id, stored)]
 
     async def scan(self, from_sequence: int, *, topics: Callable[[str], bool], bytes_max: int, wait_max_ms: int = 0) -> Scan:
         deadline_ms = self._seams.clock.monotonic_ms() + wait_max_ms

@@ -312,6 +312,8 @@ class ClassicGroup:
 
     def _end_syncing(self) -> None:
         for member in self.members.values():
+            if self.state is ClassicState.COMPLETING:
+                member.assignment = b""
             if member.syncing is not None:
                 self.answers.append((member.syncing, RebalanceUnderWay()))
                 member.syncing = None

@@ -259,8 +259,7 @@ class ConsumerGroup:
         if self.epoch > self.assignment_epoch:
             return ConsumerState.ASSIGNING
         settled = all(
-            member.state is MemberState.STABLE and member.epoch in (self.assignment_epoch, LEAVE_FOR_A_WHILE)
-            for member in self.members.values()
+            member.state is MemberState.STABLE and member.epoch == self.assignment_epoch for member in self.members.values()
         )
         return ConsumerState.STABLE if settled else ConsumerState.RECONCILING
 

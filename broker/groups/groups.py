@@ -99,8 +99,14 @@ class Groups:
             raise MemberUnknown
         timeout_ms = min(max(asked.rebalance_timeout_ms, 0), self.options.rebalance_timeout_ms_max)
         asked = msgspec.structs.replace(asked, rebalance_timeout_ms=timeout_ms)
+        new = name not in self._all()
         group = self._ensure_classic(name)
-        answer = await self._wait(group, lambda ticket: group.join(ticket, asked, self._new_id(asked), self._now_ms()))
+        try:
+            answer = await self._wait(group, lambda ticket: group.join(ticket, asked, self._new_id(asked), self._now_ms()))
+        except GroupProblem:
+            if new and group.empty and self._all().get(name) is group:
+                self._drop(group)  # it never came to be
+            raise
         assert isinstance(answer, Joined)
         return answer
 
@@ -134,8 +140,11 @@ class Groups:
         self._require_member_group(name).heartbeat(member_id, instance_id, generation, self._now_ms())
 
     def leave(self, name: str, identities: Sequence[tuple[str, str | None]]) -> list[GroupProblem | None]:
-        """Of members by id and instance id: what was wrong with each. MemberUnknown where there is no such group."""
-        group = self._require_member_group(name)
+        """Of members by id and instance id: what was wrong with each."""
+        self._check_name(name)
+        group = self._all().get(name)
+        if not isinstance(group, ClassicGroup):
+            return [MemberUnknown() for _ in identities]
         told: list[GroupProblem | None] = []
         for member_id, instance_id in identities:
             try:
@@ -152,10 +161,14 @@ class Groups:
         self, name: str, member_id: str, instance_id: str | None, generation: int, offsets: Iterable[GroupOffset]
     ) -> None:
         """Durable when it returns. GroupProblem of any kind, and what the log refuses."""
-        self._check_commit(name, member_id, instance_id, generation, transaction=False)
+        self.check_commit(name, member_id, instance_id, generation)
         changes = self.offsets.changes(name, offsets)
         if changes:
             await self._engine.append([], changes=changes)
+
+    def check_commit(self, name: str, member_id: str, instance_id: str | None, generation: int) -> None:
+        """Whether this member may commit offsets now. GroupProblem of any kind."""
+        self._check_commit(name, member_id, instance_id, generation, transaction=False)
 
     def check_transactional_commit(self, name: str, member_id: str, instance_id: str | None, generation: int) -> None:
         """Whether a producer may add offsets of the group to its transaction (KIP-447). A producer that knows neither member nor
@@ -163,7 +176,7 @@ class Groups:
         self._check_commit(name, member_id, instance_id, generation, transaction=True)
 
     def _check_commit(self, name: str, member_id: str, instance_id: str | None, generation: int, *, transaction: bool) -> None:
-        self._check_name(name)
+        self._check_name(name, chars_min=0)  # as old clients commit that assign their partitions themselves
         group = self._all().get(name)
         if group is None:
             if generation >= 0:
@@ -173,7 +186,7 @@ class Groups:
 
     def check_fetch(self, name: str, member_id: str | None, epoch: int) -> None:
         """Whether offsets of the group are told to this member; None and -1 where it does not say who it is. GroupProblem."""
-        self._check_name(name)
+        self._check_name(name, chars_min=0)
         group = self._all().get(name)
         if isinstance(group, ConsumerGroup) and (member_id is not None or epoch >= 0):
             group.check_fetch(member_id or "", epoch)
@@ -268,8 +281,8 @@ class Groups:
         if (timer := self._timers.pop(group.name, None)) is not None:
             timer[1].cancel()
 
-    def _check_name(self, name: str) -> None:
-        if not 1 <= len(name) <= self.options.group_id_chars_max:
+    def _check_name(self, name: str, *, chars_min: int = 1) -> None:
+        if not chars_min <= len(name) <= self.options.group_id_chars_max:
             raise GroupIdInvalid(self.options.group_id_chars_max)
 
     def _check_join(self, asked: Join) -> None:
@@ -366,8 +379,6 @@ class Groups:
             self._spawn(self._save(group, group.generation, answers))
         else:
             _deliver(answers)
-            if group.empty and group.generation == 0 and group.name not in self.offsets:
-                self._drop(group)  # it never came to be
         self._arm(group)
 
     def _measure(self, group: Group) -> None:

@@ -209,17 +209,21 @@ class Merge:
     async def take_over(self, snapshot: int, group: int) -> None:
         """List the outputs instead of the inputs, durably, and the snapshot of the state up to `group`; then let the inputs go.
 
-        From the first line on the outputs are what is read, so nothing may be removed until a manifest with them is durable;
-        a disk that refuses it is tried again for as long as the node runs (a restart before that still finds the inputs).
+        Until that is durable the inputs are what is read, as a start before it would find them; a disk that refuses it is tried
+        again for as long as the node runs.
         """
         store = self._store
         for output in self._outputs:
             file = store.attach(output.entry, output.file)
             assert output.summary is not None
             store.summaries[file.number] = output.summary
+        await store.replace(self.inputs, snapshot, group, self._swap_all)
+
+    def _swap_all(self) -> None:
+        for output in self._outputs:
+            file = self._store.files[output.entry.number]
             for part, _, source in output.parts:
                 self._swap(source, Extent(file, part, None))
-        await store.replace(self.inputs, snapshot, group)
 
     def _unattributed(self) -> list[DamagedRange]:
         """Damage that no partition could be named for goes on with the first output."""

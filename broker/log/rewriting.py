@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
+from hashlib import blake2b
 from typing import NamedTuple
 
 from broker.batch_errors import BatchTooLarge, CorruptBatch, UnsupportedCompression
@@ -27,6 +28,7 @@ from broker.seams import File
 from security.crypto.envelope import KeyHasher
 from security.crypto.keyring import Epoch
 
+LONG_KEY_BYTES = 32
 FOUND_DAMAGED = "found damaged while compacting"
 KEPT_FLAGS = FLAG_CONTROL | FLAG_TRANSACTIONAL | FLAG_HAS_EXPIRY
 UNREADABLE = (CorruptBatch, BatchTooLarge, UnsupportedCompression)
@@ -90,6 +92,12 @@ def open_chunk(keys: LogKeys, wanted: Sequence[Wanted], losses: Losses) -> list[
     return found
 
 
+def named(key: bytes) -> bytes:
+    """What stands for a key while its newest offset is looked for: itself, or 33 bytes of its own where it is longer than 32.
+    (The 64 bits of the key index would do for a look-up, but not for letting go.)"""
+    return key if len(key) <= LONG_KEY_BYTES else b"#" + blake2b(key, digest_size=LONG_KEY_BYTES).digest()
+
+
 class KeyScan:
     """The newest offset of each key. A batch counts once its successor has confirmed that it is the right one."""
 
@@ -121,7 +129,7 @@ class KeyScan:
             return
         for offset, key, _ in records:
             if key is not None:
-                self.newest[key] = offset  # offsets only grow
+                self.newest[named(key)] = offset  # offsets only grow
 
 
 def _follows(before: Checked | None, found: Checked) -> bool:
@@ -259,7 +267,7 @@ class Rewriting:
         expired = horizon_ms is not None and rules.now_ms > horizon_ms
         return [
             offset >= rules.log_start
-            and (key is None or newest.get(key, offset) <= offset)
+            and (key is None or newest.get(named(key), offset) <= offset)
             and not (tombstone and expired and key is not None)
             for offset, key, tombstone in records
         ]

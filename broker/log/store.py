@@ -197,8 +197,11 @@ class LogStore:
         """The growing index is dropped; readers take the sealed one from the footer through the cache."""
         extent.index = None
 
-    async def replace(self, files: Sequence[LogFile], snapshot: int | None, group: int) -> None:
+    async def replace(
+        self, files: Sequence[LogFile], snapshot: int | None, group: int, listed: Callable[[], None] = lambda: None
+    ) -> None:
         """List the present files without these, durably, and the snapshot of the state up to `group`, if any; then let them go.
+        `listed` is called between the two: readers see what a start would find.
 
         Once begun it is not given up: a disk that refuses is tried again for as long as the node runs (a restart before that
         still finds the files).
@@ -209,6 +212,7 @@ class LogStore:
         if snapshot is not None:
             self.list_snapshot(snapshot, group)
         await self.until_done("listing files", self.save_manifest)
+        listed()
         await self.until_done("removing files", lambda: self.drop_files(files))
         if snapshot is not None and old is not None:
             await self.until_done("removing a snapshot", lambda: self.drop_snapshot(old))

@@ -6,6 +6,7 @@ BrokerError
     ├── InvalidProducerEpoch        a newer run of the same producer has written already
     ├── ProducerFenced              the same, told by the coordinator of transactions
     ├── InvalidTransactionState     the transaction is not at a point where this is possible
+    │   └── NotInTransaction            a partition or group that was not added to it
     ├── InvalidProducerIdMapping    the producer id is not that of the transactional id
     ├── InvalidTransactionTimeout   longer than the node allows, or none
     ├── TransactionalIdInvalid      empty, or too long
@@ -48,6 +49,14 @@ class InvalidTransactionState(ProducerProblem):
     def __init__(self, reason: str) -> None:
         self.reason = reason
         super().__init__(f"not possible at this point of a transaction: {reason}")
+
+
+class NotInTransaction(InvalidTransactionState):
+    """`what` is named as a user knows it."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        super().__init__(f"{what} was not added to the transaction")
 
 
 class InvalidProducerIdMapping(ProducerProblem):

@@ -12,6 +12,7 @@ append ended. When it failed the producer is as it was at its newest visible bat
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -26,8 +27,8 @@ from broker.producers.producer import KEY, Producer, decode, encode, last_sequen
 from broker.seams import Clock
 from broker.transactions.stability import Stability, Waiter, failed, taken
 
-# Expired entries that one frame deletes.
-EXPIRED_AT_ONCE = 1_000
+# Entries looked at before others run, under 1 ms; those of them that expired go in one frame.
+LOOKED_AT_ONCE = 1_000
 
 
 class Joining(Protocol):
@@ -191,12 +192,9 @@ class Producers:
 
     # Ends of transactions
 
-    def ended(self, topic: Topic, partition: int, producer_id: int, epoch: int, at_ms: int) -> tuple[StateChange, Producer]:
-        """The producer after the marker, and the change that says so; `put` it once that was submitted."""
-        key = KEY.pack(topic.topic_id, partition, producer_id)
-        before = self._current(key).producer or Producer(epoch, at_ms)
-        producer = before.ended(epoch, at_ms)
-        return StateChange(StateSpace.PRODUCER, key, encode(producer)), producer
+    def changed(self, topic: Topic, partition: int, producer_id: int, producer: Producer) -> StateChange:
+        """What says that the producer is so from now on; `put` it once that was submitted."""
+        return StateChange(StateSpace.PRODUCER, KEY.pack(topic.topic_id, partition, producer_id), encode(producer))
 
     def put(self, topic: Topic, partition: int, producer_id: int, producer: Producer, waiter: Waiter | None) -> None:
         known = self._known.setdefault(KEY.pack(topic.topic_id, partition, producer_id), _Known(None))
@@ -213,18 +211,27 @@ class Producers:
 
     async def expire(self) -> int:
         """Producers that wrote nothing for long, and have no open transaction, are forgotten; how many."""
-        before_ms = self._clock.now_ms() - self._options.expiration_ms
-        overdue = [key for key, known in self._known.items() if _idle(known, before_ms)][:EXPIRED_AT_ONCE]
-        kept = {key: self._known.pop(key) for key in overdue}
-        stored = [key for key, known in kept.items() if known.producer is not None]
-        if stored:
-            try:
-                await self._engine.append([], changes=[StateChange(StateSpace.PRODUCER, key, None) for key in stored])
-            except BaseException:
-                for key in stored:
-                    self._known.setdefault(key, kept[key])
-                raise
-        return len(overdue)
+        before_ms, keys, expired = self._clock.now_ms() - self._options.expiration_ms, list(self._known), 0
+        for start in range(0, len(keys), LOOKED_AT_ONCE):
+            found = [(key, self._known.get(key)) for key in keys[start : start + LOOKED_AT_ONCE]]
+            overdue = {key: known for key, known in found if known is not None and _idle(known, before_ms)}
+            expired += len(overdue)
+            await self._let_go(overdue)
+            await asyncio.sleep(0)
+        return expired
+
+    async def _let_go(self, overdue: dict[bytes, _Known]) -> None:
+        for key in overdue:
+            del self._known[key]
+        stored = [key for key, known in overdue.items() if known.producer is not None]
+        if not stored:
+            return
+        try:
+            await self._engine.append([], changes=[StateChange(StateSpace.PRODUCER, key, None) for key in stored])
+        except BaseException:
+            for key in stored:
+                self._known.setdefault(key, overdue[key])
+            raise
 
     def _current(self, key: bytes) -> _Known:
         """As submitted, unless that failed: then as visible."""

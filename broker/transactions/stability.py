@@ -88,12 +88,16 @@ class _PartitionAborted:
         self.all.append(one)
         self.of.setdefault(one.producer_id, []).append(one)
 
-    def remove(self, one: Aborted) -> None:
-        self.all.remove(one)
-        of = self.of[one.producer_id]
-        of.remove(one)
-        if not of:
-            del self.of[one.producer_id]
+    def remove(self, gone: list[Aborted]) -> None:
+        """All at once: each alone would move what follows it."""
+        marked = {one.marker_offset for one in gone}
+        self.all = [one for one in self.all if one.marker_offset not in marked]
+        for producer_id in {one.producer_id for one in gone}:
+            left = [one for one in self.of.get(producer_id, ()) if one.marker_offset not in marked]
+            if left:
+                self.of[producer_id] = left
+            else:
+                self.of.pop(producer_id, None)
 
 
 class Stability:
@@ -117,13 +121,20 @@ class Stability:
                 one.marker_sequence, one.ended = marker_sequence, ended
 
     def abort(self, topic_id: bytes, partition: int, one: Aborted) -> None:
-        """Told when its marker has a place; `take_back` when that append failed."""
+        """Told when its marker has a place; `drop` when that append failed."""
         self._aborted.setdefault((topic_id, partition), _PartitionAborted()).add(one)
         self.aborted_count += 1
 
-    def take_back(self, topic_id: bytes, partition: int, one: Aborted) -> None:
-        self._aborted[topic_id, partition].remove(one)
-        self.aborted_count -= 1
+    def drop(self, topic_id: bytes, partition: int, gone: list[Aborted]) -> None:
+        """What is not stored, or not any more. The topic may be gone too."""
+        of_partition = self._aborted.get((topic_id, partition))
+        if of_partition is None:
+            return
+        before = len(of_partition.all)
+        of_partition.remove(gone)
+        self.aborted_count -= before - len(of_partition.all)
+        if not of_partition.all:
+            del self._aborted[topic_id, partition]
 
     def load(self, open: Iterable[tuple[bytes, int, int, int, int]], known: Callable[[bytes], bool]) -> list[bytes]:
         """As stored; the keys of entries of topics that are gone, to be deleted."""
@@ -149,6 +160,10 @@ class Stability:
         for place in gone:
             self.aborted_count -= len(self._aborted.pop(place).all)
         return keys
+
+    def places(self) -> list[tuple[bytes, int]]:
+        """Topic ids and partitions that have aborted transactions."""
+        return list(self._aborted)
 
     def overdue(self, topic_id: bytes, partition: int, log_start: int) -> list[Aborted]:
         """Those of which the log has no record any more."""

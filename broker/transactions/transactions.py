@@ -25,6 +25,7 @@ from broker.producers.errors import (
     InvalidProducerIdMapping,
     InvalidTransactionState,
     InvalidTransactionTimeout,
+    NotInTransaction,
     ProducerFenced,
     TransactionalIdInvalid,
     TransactionalIdUnknown,
@@ -51,6 +52,7 @@ from broker.transactions.transaction import (
     transaction_key,
     with_partitions,
 )
+from security.errors import KeyProblem
 
 logger = logging.getLogger("sprawl.transactions")
 
@@ -60,6 +62,19 @@ CHANGES_AT_ONCE = 1_000
 
 OffsetChanges = Callable[[str, Iterable[GroupOffset]], Sequence[StateChange]]
 ProducerAndEpoch = tuple[int, int]
+
+
+class TransactionStats(msgspec.Struct, frozen=True):
+    """Now: transactional ids known, transactions open, aborted ones whose records the log still has (counted for each partition),
+    producers known (for each partition). Since start: transactions committed, aborted, and of these the overdue."""
+
+    ids: int
+    open: int
+    aborted_kept: int
+    producers: int
+    committed: int
+    aborted: int
+    overdue: int
 
 
 class _Held:
@@ -90,7 +105,8 @@ class _Joining:
     def submitted(self, waiter: Waiter) -> None:
         held = self._held
         if held.joined is not None:
-            held.transaction, held.joined, held.waiter = held.joined, None, waiter
+            held.waiter = waiter
+            self._transactions.set(self._id, held, held.joined)
 
 
 class Transactions:
@@ -103,9 +119,11 @@ class Transactions:
         self._producers, self._stability = producers, stability
         self._ids = ProducerIds(engine)
         self._held: dict[str, _Held] = {}
+        self._ongoing: dict[str, None] = {}
         self._with_offsets: dict[str, _Held] = {}
         self._task: asyncio.Task[None] | None = None
         self._care_at_ms = 0
+        self._committed = self._aborted = self._overdue = 0
         self.offset_changes: OffsetChanges | None = None
 
     # Start and stop
@@ -131,6 +149,7 @@ class Transactions:
         for key, value in entries:
             if (found := read_transaction(key, value)) is not None:
                 self._held[found[0]] = _Held(found[1])
+                self.set(found[0], self._held[found[0]], found[1])
         for key, value in entries:
             if (kept := read_pending(key, value)) is not None and kept[0] in self._held:
                 held = self._with_offsets[kept[0]] = self._held[kept[0]]
@@ -195,7 +214,7 @@ class Transactions:
         following = held.transaction
         if not following.is_ongoing or group not in following.groups:
             if not joins:
-                raise InvalidTransactionState(f"group {group[:80]!r} was not added to the transaction")
+                raise NotInTransaction(f"group {group[:80]!r}")
             following = self._with_group(following, group)
         changed: dict[tuple[str, bytes], dict[int, Pending]] = {}
         for one in offsets:
@@ -253,7 +272,7 @@ class Transactions:
         if transaction.has(topic.topic_id, partition):
             return None
         if not joins:
-            raise InvalidTransactionState(f"partition {topic.name}/{partition} was not added to the transaction")
+            raise NotInTransaction(f"partition {topic.name}/{partition}")
         self._require_room(transaction)
         return _Joining(self, transactional_id, held, Place(topic.name, topic.topic_id, partition))
 
@@ -275,6 +294,17 @@ class Transactions:
             if (held := self._find(transactional_id)) is not None:
                 yield transactional_id, held.transaction
 
+    def stats(self) -> TransactionStats:
+        return TransactionStats(
+            ids=len(self._held),
+            open=len(self._ongoing),
+            aborted_kept=self._stability.aborted_count,
+            producers=len(self._producers),
+            committed=self._committed,
+            aborted=self._aborted,
+            overdue=self._overdue,
+        )
+
     async def forget(self, topic: Topic) -> None:
         """The topic is deleted: nothing of it is kept. What an open transaction wrote there needs no end."""
         gone = [StateChange(StateSpace.PRODUCER, key, None) for key in self._producers.forget(topic.topic_id)]
@@ -282,6 +312,14 @@ class Transactions:
         await self._let_go(gone)
 
     # Steps
+
+    def set(self, transactional_id: str, held: _Held, transaction: Transaction) -> None:
+        """It is so from now on."""
+        held.transaction, held.joined = transaction, None
+        if transaction.is_ongoing:
+            self._ongoing[transactional_id] = None
+        else:
+            self._ongoing.pop(transactional_id, None)
 
     def extended(self, transaction: Transaction, places: Sequence[Place]) -> Transaction:
         """With these partitions; it begins with its first."""
@@ -322,7 +360,8 @@ class Transactions:
         assert waiter is not None
         waiter.add_done_callback(taken)
         held = self._held.setdefault(transactional_id, _Held(following))
-        held.transaction, held.waiter, held.joined = following, waiter, None
+        held.waiter = waiter
+        self.set(transactional_id, held, following)
         return landed, waiter
 
     def _end(self, transactional_id: str, held: _Held, following: Transaction, *, commit: bool, epoch: int) -> Waiter:
@@ -350,6 +389,8 @@ class Transactions:
             end.submitted(self._stability, appended, waiter)
         held.pending.clear()
         self._with_offsets.pop(transactional_id, None)
+        if before.is_ongoing:
+            self._committed, self._aborted = self._committed + commit, self._aborted + (not commit)
         return waiter
 
     def _offsets(self, transactional_id: str, held: _Held, *, commit: bool) -> list[StateChange]:
@@ -375,8 +416,10 @@ class Transactions:
         self._with_offsets.pop(transactional_id, None)
         if found is None:
             del self._held[transactional_id]
+            self._ongoing.pop(transactional_id, None)
             return None
-        held.transaction, held.waiter, held.joined = found[1], None, None
+        held.waiter = None
+        self.set(transactional_id, held, found[1])
         held.pending.clear()
         for kept in (read_pending(*entry) for entry in self._engine.states(StateSpace.TRANSACTION)):
             if kept is not None and kept[0] == transactional_id:
@@ -452,18 +495,21 @@ class Transactions:
                 if self._clock.monotonic_ms() >= self._care_at_ms:
                     self._care_at_ms = self._clock.monotonic_ms() + CARE_MS
                     await self.expire()
-            except BrokerError as problem:
+            except (BrokerError, KeyProblem, OSError) as problem:
                 logger.warning("looking after transactions is put off: %s", problem)
 
     async def abort_overdue(self) -> int:
         """Aborts transactions that are open for longer than their timeout, and fences their producers; how many."""
         now_ms, waiters = self._clock.now_ms(), []
-        for transactional_id, transaction in self.all():
-            if transaction.is_ongoing and transaction.over_at_ms() <= now_ms:
+        for transactional_id in list(self._ongoing):
+            found = self._find(transactional_id)
+            transaction = None if found is None else found.transaction
+            if transaction is not None and transaction.is_ongoing and transaction.over_at_ms() <= now_ms:
                 epoch, state = min(transaction.epoch + 1, EPOCH_MAX), TransactionState.COMPLETE_ABORT
                 following = msgspec.structs.replace(transaction, epoch=epoch, last_epoch=NO_PRODUCER, state=state)
                 held = self._held[transactional_id]
                 waiters.append(self._end(transactional_id, held, following, commit=False, epoch=epoch))
+                self._overdue += 1
                 logger.info("transaction of producer %d aborted: open for longer than its timeout", transaction.producer_id)
         for waiter in waiters:
             await asyncio.shield(waiter)
@@ -482,15 +528,17 @@ class Transactions:
         await self._drop_aborted()
 
     async def _drop_aborted(self) -> None:
-        for topic in list(self._engine.topics().values()):
-            for offsets in self._engine.offsets(topic.name) if self._stability.aborted_count else ():
-                partition = offsets.partition
-                overdue = self._stability.overdue(topic.topic_id, partition, offsets.log_start)[:CHANGES_AT_ONCE]
-                if overdue:
-                    gone = [aborted_gone(topic.topic_id, partition, one) for one in overdue]
-                    await self._engine.append([], changes=gone)
-                    for one in overdue:
-                        self._stability.take_back(topic.topic_id, partition, one)
+        for at, (topic_id, partition) in enumerate(self._stability.places()):
+            if at % CHANGES_AT_ONCE == 0:
+                await asyncio.sleep(0)
+            topic = self._engine.topic_of(topic_id)
+            if topic is None:
+                continue  # deleted just now
+            log_start = self._engine.partition_offsets(topic.name, partition).log_start
+            overdue = self._stability.overdue(topic_id, partition, log_start)[:CHANGES_AT_ONCE]
+            if overdue:
+                await self._engine.append([], changes=[aborted_gone(topic_id, partition, one) for one in overdue])
+                self._stability.drop(topic_id, partition, overdue)
 
     async def _let_go(self, gone: Sequence[StateChange]) -> None:
         """What stays behind when this fails is of no topic, and goes at the next start."""
@@ -516,14 +564,18 @@ class _End:
 
     def changes(self, appended: Appended) -> Sequence[StateChange]:
         before = self._producer
-        change, self._producer = self._producers.ended(self._topic, self._partition, self._producer_id, self._epoch, self._at_ms)
-        if self._commit or before is None or not before.in_transaction:
+        if before is None:  # it has written nothing here
+            return ()
+        self._producer = before.ended(self._epoch, self._at_ms)
+        change = self._producers.changed(self._topic, self._partition, self._producer_id, self._producer)
+        if self._commit or not before.in_transaction:
             return (change,)
         self._aborted = Aborted(self._producer_id, before.open_offset, appended.base_offset)
         return change, aborted_change(self._topic.topic_id, self._partition, self._aborted)
 
     def submitted(self, stability: Stability, appended: Appended, waiter: Waiter) -> None:
-        assert self._producer is not None
+        if self._producer is None:
+            return
         topic_id, partition, aborted = self._topic.topic_id, self._partition, self._aborted
         self._producers.put(self._topic, partition, self._producer_id, self._producer, waiter)
         stability.end(topic_id, partition, self._producer_id, appended.sequence, waiter)
@@ -533,7 +585,7 @@ class _End:
 
         def settle(done: Waiter) -> None:
             if failed(done):
-                stability.take_back(topic_id, partition, aborted)
+                stability.drop(topic_id, partition, [aborted])
 
         waiter.add_done_callback(settle)
 

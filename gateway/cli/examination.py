@@ -28,6 +28,7 @@ from gateway.cli.keys import key_status
 
 if TYPE_CHECKING:
     from gateway.config import Config
+    from gateway.settings import Socket
 
 PROBE_BYTES = 4_096
 PROBES = 20
@@ -71,13 +72,25 @@ def _configuration(config: Config) -> Iterator[Finding]:
     yield Finding("configuration", Verdict.OK, f"{len(told)} settings given" + (": " + ", ".join(told) if told else ""))
 
 
+def _open_listeners(config: Config) -> dict[str, Socket]:
+    """By protocol, those that are served."""
+    listeners: dict[str, Socket] = {"http": config.listeners.http}
+    if config.listeners.kafka.enabled:
+        listeners["kafka"] = config.listeners.kafka
+    return listeners
+
+
 def _listeners(config: Config) -> Iterator[Finding]:
-    listener = config.listeners.http
-    where = f"http on {listener.host}:{listener.port}"
+    for protocol, listener in _open_listeners(config).items():
+        yield from _listener(protocol, listener)
+
+
+def _listener(protocol: str, listener: Socket) -> Iterator[Finding]:
+    where = f"{protocol} on {listener.host}:{listener.port}"
     if listener.plain:
-        yield Finding("listeners", Verdict.WARNING, f"{where} is plain: no TLS", "set listeners.http.plain = false")
+        yield Finding("listeners", Verdict.WARNING, f"{where} is plain: no TLS", f"set listeners.{protocol}.plain = false")
     if listener.anonymous:
-        what = "set listeners.http.anonymous = false, and give callers tokens"
+        what = f"set listeners.{protocol}.anonymous = false, and give callers tokens"
         yield Finding("listeners", Verdict.WARNING, f"{where} lets callers in without credentials", what)
     if not listener.plain and not listener.anonymous:
         yield Finding("listeners", Verdict.OK, f"{where}: TLS ({listener.tls}), credentials asked for")
@@ -100,16 +113,20 @@ def _node(config: Config) -> Iterator[Finding]:
     if isinstance(silent, Unreachable) and "CERTIFICATE" in silent.detail:
         yield Finding("node", Verdict.PROBLEM, f"{silent}: {silent.detail}", silent.what_to_do)
         return
-    try:
-        bind("http", config.listeners.http).close()
-    except PortInUse as taken:
-        yield Finding(
-            "ports", Verdict.PROBLEM, f"{taken}, and it is not this node", "stop that process, or set listeners.http.port"
-        )
-    except (AddressUnusable, ListenerExposed) as unusable:
-        yield Finding("ports", Verdict.PROBLEM, str(unusable), "set listeners.http.host to an address of this machine")
-    else:
-        yield Finding("node", Verdict.OK, "does not run; its port is free", f"start it with `sprawl serve --home {home}`")
+    taken = False
+    for protocol, listener in _open_listeners(config).items():
+        try:
+            bind(protocol, listener).close()
+        except PortInUse as problem:
+            taken = True
+            what = f"stop that process, or set listeners.{protocol}.port"
+            yield Finding("ports", Verdict.PROBLEM, f"{problem}, and it is not this node", what)
+        except (AddressUnusable, ListenerExposed) as unusable:
+            taken = True
+            what = f"set listeners.{protocol}.host to an address of this machine"
+            yield Finding("ports", Verdict.PROBLEM, str(unusable), what)
+    if not taken:
+        yield Finding("node", Verdict.OK, "does not run; its ports are free", f"start it with `sprawl serve --home {home}`")
 
 
 def _ready(client: Client) -> list[Finding]:
@@ -125,7 +142,7 @@ def _certificates(config: Config) -> Iterator[Finding]:
     from security.certificates import describe
     from security.errors import CertificateProblem
 
-    if config.listeners.http.plain:
+    if all(listener.plain for listener in _open_listeners(config).values()):
         return
     given = config.tls.certificate
     path = Path(given) if given else Path(config.node.certs) / "server.pem"

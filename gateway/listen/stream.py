@@ -62,7 +62,7 @@ class StreamServer:
                 "the %s listener on %s port %d is %s: for development only", self.name, host, port, " and ".join(exposed)
             )
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, self.limits.write_stall_ms)
-        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, self.limits.unsent_bytes_max)
         self.address = (host, port)
         self._acceptor = Acceptor(listening, self._contexts, self)
         self._checks = asyncio.create_task(self._check())

@@ -68,17 +68,19 @@ def _records(blob: bytes | None) -> list[dict[str, Any]]:
                 "transactional": batch.is_transactional,
                 "control": batch.is_control_batch,
                 "compression": batch.compression_type,
-                "timestamp_type": batch.timestamp_type,
-                "records": [
-                    [
+                # Kafka dates a marker as the topic says; nobody reads the date of a marker.
+                "timestamp_type": None if batch.is_control_batch else batch.timestamp_type,
+                # Tuples, as their order is part of the answer. A marker names its coordinator's epoch, which is the broker's own.
+                "records": tuple(
+                    (
                         record.offset,
                         record.key,
-                        None if batch.is_control_batch else record.value,  # a marker names the coordinator's epoch
+                        None if batch.is_control_batch else record.value,
                         NOW if batch.is_control_batch or batch.timestamp_type == 1 else record.timestamp,
-                        record.headers,
-                    ]
+                        tuple(record.headers),
+                    )
                     for record in batch
-                ],
+                ),
             }
         )
     return found
@@ -126,6 +128,44 @@ ACCEPTED: tuple[Accepted, ...] = (
     Accepted(
         "Sprawl's own topic configs are listed beside Kafka's",
         lambda found: found.kafka is None and _config(found) in OWN_CONFIGS,
+    ),
+    Accepted(
+        "a topic that was only validated has no id: Kafka draws one",
+        lambda found: found.api == "create_topics" and found.path.endswith(".topic_id") and found.sprawl is None,
+    ),
+    Accepted(
+        "where the node dates the records, two nodes date them apart",
+        lambda found: (
+            found.api == "list_offsets" and found.path.endswith(".timestamp") and 0 < abs(found.kafka - found.sprawl) < 10_000
+        ),
+    ),
+    Accepted(
+        "for a batch that is there already, Kafka answers with the time of its last record; Sprawl, as for a new one, with none",
+        lambda found: found.api == "produce" and found.path.endswith(".log_append_time") and found.sprawl is None,
+    ),
+    Accepted(
+        "where nothing was aborted, Kafka answers null for some errors and an empty list for others",
+        lambda found: found.path.endswith(".aborted_transactions") and not found.kafka and not found.sprawl,
+    ),
+    Accepted(
+        "the youngest record of a partition whose records were all deleted: Kafka tells one that is gone, until its file goes",
+        lambda found: (
+            found.api == "list_offsets"
+            and found.version >= 7
+            and found.sprawl == -1
+            and found.path.endswith((".offset", ".timestamp", ".leader_epoch"))
+        ),
+    ),
+    Accepted(
+        "a commit of offsets that were all refused makes an empty group in Kafka, and nothing in Sprawl",
+        lambda found: (
+            (found.api in ("delete_groups", "offset_delete") and (found.kafka, found.sprawl) == (0, 69))
+            or (found.api == "offset_delete" and found.path == "$.topics" and not found.sprawl)
+        ),
+    ),
+    Accepted(
+        "Kafka tells where the log begins with some refusals of a batch too (a gap in its sequence numbers, say)",
+        lambda found: found.api == "produce" and found.path.endswith(".log_start_offset") and found.sprawl == -1,
     ),
     Accepted(
         "CreateTopics answers a boolean config as it was read, not as it was written",

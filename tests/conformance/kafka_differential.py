@@ -64,6 +64,7 @@ class Report:
             by_api.setdefault(api, []).append(f"v{version}: {count}")
         lines = [f"{self.sequences} sequences, {sum(self.calls.values())} calls of {len(by_api)} APIs"]
         lines += [f"  {api}  {', '.join(versions)}" for api, versions in by_api.items()]
+        lines += [f"{count} sequences with {members} members of the group" for members, count in sorted(self.joined.items())]
         lines += [f"accepted {count} times: {reason}" for reason, count in sorted(self.accepted.items())]
         alike: dict[tuple[str, ...], list[Finding]] = {}
         for finding in self.findings:

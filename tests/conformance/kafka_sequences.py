@@ -37,6 +37,7 @@ VERSION_MAX = {
 }
 UNSETTLED = frozenset({5, 6, 9, 14, 15, 16})  # no leader yet, coordinator loading
 UNTOLD = {"include_cluster_authorized_operations?": False, "include_topic_authorized_operations?": False}
+NEVER_MS = "600000000"  # nobody says when compaction comes, so it does not
 MEMBER_ID_REQUIRED = 79
 IN_PROGRESS = frozenset({51})  # the transaction before is still being ended
 
@@ -135,6 +136,8 @@ class Sequence:
         configs = dict(self.rng.sample(CONFIGS, self.rng.choice([0, 0, 1, 2])))
         if self.rng.random() < 0.1:
             configs.update([self.rng.choice(WRONG_CONFIGS)])
+        if "compact" in configs.get("cleanup.policy", ""):
+            configs["min.compaction.lag.ms"] = NEVER_MS
         validate_only = self.rng.random() < 0.1
         asked = {
             "name": name,
@@ -239,6 +242,8 @@ class Sequence:
         configs = dict(self.rng.sample(CONFIGS, self.rng.choice([0, 1, 1, 2])))
         if self.rng.random() < 0.15:
             configs.update([self.rng.choice(WRONG_CONFIGS)])
+        if "compact" in configs.get("cleanup.policy", ""):
+            configs["min.compaction.lag.ms"] = NEVER_MS
         validate_only = self.rng.random() < 0.15
         if self.rng.random() < 0.4:
             given = [{"name": key, "value": value} for key, value in configs.items()]
@@ -751,7 +756,7 @@ CONFIGS = [
     ("message.timestamp.type", "CreateTime"),
     ("compression.type", "producer"),
     ("segment.bytes", "10000000"),
-    ("min.compaction.lag.ms", "60000"),
+    ("min.compaction.lag.ms", NEVER_MS),
     ("delete.retention.ms", "100000"),
     ("min.insync.replicas", "1"),
     ("unclean.leader.election.enable", "false"),

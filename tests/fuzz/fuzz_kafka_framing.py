@@ -25,6 +25,7 @@ def read(data: bytes, step: int) -> list[bytes | str]:
         while True:
             while (frame := frames.next()) is not None:
                 found.append(bytes(frame))
+            frames.settle()
             if position >= len(data):
                 return found
             assert frames.room

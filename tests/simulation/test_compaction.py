@@ -12,7 +12,7 @@ import pytest
 
 from broker.log import reader
 from broker.log.partition import PartitionLog
-from broker.log.rewriting import KeyScan, Rewriting
+from broker.log.rewriting import KeyScan, Rewriting, named
 from broker.retained import outline
 from tests.simulation.compaction import simulate
 from tests.simulation.ledger import Broken
@@ -39,7 +39,7 @@ def oldest_kept() -> Iterator[None]:
         waiting, self._waiting = self._waiting, None
         for record in () if waiting is None else outline(waiting.stored.batch):
             if record.key is not None:
-                self.newest.setdefault(record.key, 1 << 62)  # and so no record is the newest
+                self.newest.setdefault(named(record.key), 1 << 62)  # and so no record is the newest
 
     with patch.object(KeyScan, "settle", careless):
         yield

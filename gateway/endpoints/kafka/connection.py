@@ -27,8 +27,8 @@ from gateway.endpoints.kafka.api_versions import API_VERSIONS, unsupported
 from gateway.endpoints.kafka.authentication import Authentication
 from gateway.endpoints.kafka.call import Call
 from gateway.endpoints.kafka.node import KafkaNode
-from gateway.endpoints.kafka.operation import Answer, Operation, Reply
-from gateway.errors import ClientGone, kafka_error
+from gateway.endpoints.kafka.operation import Operation
+from gateway.endpoints.kafka.serving import PROTOCOL, Ended, serve
 from gateway.pipeline import Listener
 from gateway.wire.kafka import messages
 from gateway.wire.kafka.errors import MessageInvalid
@@ -36,7 +36,6 @@ from gateway.wire.kafka.framing import LARGE_BYTES, Frames, FrameTooLarge
 from gateway.wire.kafka.request_header import read_header, read_key
 from security.errors import IdentityProblem
 
-PROTOCOL = "kafka"
 TURN_FRAMES_MAX = 64  # requests of one connection begun before others have their turn
 
 logger = logging.getLogger(__name__)
@@ -123,6 +122,7 @@ class KafkaProtocol(asyncio.BufferedProtocol):
         if self._more is None:
             self._work()
         else:
+            self._frames.settle()
             self._read_or_not()
 
     def eof_received(self) -> bool:
@@ -167,6 +167,7 @@ class KafkaProtocol(asyncio.BufferedProtocol):
             self.cut("request-too-large", str(refusal))
         except MessageInvalid as refusal:
             self.cut("request-malformed", str(refusal))
+        self._frames.settle()
         if not self._closing:
             self._read_or_not()
 
@@ -194,7 +195,7 @@ class KafkaProtocol(asyncio.BufferedProtocol):
         header = read_header(frame)
         self._waiting = None
         call = Call(self.node, self, self.authentication.session, api, version, correlation_id, header.client_id)
-        self._begin(Slot(operation, len(frame)), self._serve, call, operation, frame[header.end :])
+        self._begin(Slot(operation, len(frame)), serve, call, operation, frame[header.end :])
         return True
 
     def _together(self, operation: Operation) -> bool:
@@ -221,6 +222,9 @@ class KafkaProtocol(asyncio.BufferedProtocol):
     async def _kept(self, slot: Slot, work: Callable[..., Awaitable[list[Any]]], arguments: tuple[Any, ...]) -> None:
         try:
             slot.parts = await work(*arguments)
+        except Ended as end:
+            self.cut(end.reason, end.detail)
+            return
         except asyncio.CancelledError:  # the connection has ended, or the node is stopping
             slot.parts = []
             if not self._closing:
@@ -228,57 +232,13 @@ class KafkaProtocol(asyncio.BufferedProtocol):
             raise
         self._answer()
 
-    # One request
-
-    async def _serve(self, call: Call, operation: Operation, body: memoryview) -> list[Any]:
-        """The answer's pieces, or none. What ends the connection has ended it when this returns."""
-        began, outcome = self._loop.time(), "ok"
-        try:
-            if not operation.open:
-                call.identified(await self.authentication.required())
-            request = body if operation.raw else messages.decode(call.api, call.version, body)
-            answer = await operation.handle(call, request)
-            return self._parts(call, answer)
-        except asyncio.CancelledError:
-            outcome = "cancelled"
-            raise
-        except MessageInvalid as refusal:
-            outcome = "refused"
-            self.cut("request-malformed", str(refusal))
-        except IdentityProblem as refusal:
-            outcome = "refused"
-            self.cut("unauthenticated", str(refusal))
-        except Exception as error:
-            outcome = "failed"
-            return self._failed(call, error)
-        finally:
-            self.node.metrics.requests_total.labels(PROTOCOL, operation.name, outcome).inc()
-            if not operation.waits:
-                self.node.metrics.request_seconds.labels(PROTOCOL, operation.name).observe(self._loop.time() - began)
-        return []
-
-    def _parts(self, call: Call, answer: Answer) -> list[Any]:
-        if answer is None:
-            return []
-        body = answer.parts if isinstance(answer, Reply) else [messages.encode(call.api, call.version, answer)]
-        head = messages.response_head(call.api, call.version, call.correlation_id)
-        size = len(head) + sum([len(part) for part in body])
-        return [size.to_bytes(4, "big") + head, *body]
-
-    def _failed(self, call: Call, error: Exception) -> list[Any]:
-        """What no handler has put in its own words."""
-        code, message = kafka_error(error, call.request_id)
-        if not isinstance(error, ClientGone) and messages.has_error_code(call.api, call.version):
-            return self._parts(call, {"error_code": code, "error_message": message} if _tells(call) else {"error_code": code})
-        self.cut("failed", f"{messages.api_name(call.api)}: {message}")
-        return []
+    # What has no table
 
     async def _serve_token(self, token: bytes) -> list[Any]:
         try:
             answer = await self.authentication.raw_token(token)
         except IdentityProblem as refusal:
-            self.cut("unauthenticated", str(refusal))
-            return []
+            raise Ended("unauthenticated", str(refusal)) from None
         return [len(answer).to_bytes(4, "big") + answer]
 
     def _unsupported(self, api: int, version: int, correlation_id: int) -> None:
@@ -400,7 +360,3 @@ class KafkaProtocol(asyncio.BufferedProtocol):
                 slot.task.cancel()
                 slot.parts = []  # it may not have begun, and then does not say so itself
         self._write()
-
-
-def _tells(call: Call) -> bool:
-    return "error_message" in messages.response_schema(call.api, call.version).__dataclass_fields__

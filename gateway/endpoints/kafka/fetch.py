@@ -89,7 +89,7 @@ def _wanted(call: Call, request: FetchRequest, ref: TopicRef, one: PartitionWant
 
 def _fetched(partition: int, read: PartitionRead, request: FetchRequest) -> PartitionFetched:
     if read.error is not None:
-        return PartitionFetched(partition, told(read.error)[0])
+        return PartitionFetched(partition, told(read.error)[0], aborted=())
     aborted = read.aborted if request.read_committed else None
     marks = (read.high_watermark, read.stable_offset, read.log_start)
     return PartitionFetched(partition, 0, *marks, aborted, read.pieces())

@@ -92,7 +92,7 @@ def _member(member: Member, protocol: str, stable: bool) -> dict[str, Any]:
         "client_id": member.client_id,
         "client_host": member.client_host,
         "member_metadata": member.metadata(protocol) if stable else b"",
-        "member_assignment": member.assignment if stable else b"",
+        "member_assignment": member.assignment,
     }
 
 

@@ -72,7 +72,7 @@ def _check(call: Call, request: Any) -> None:
         _require(request.rebalance_timeout != -_MILLISECOND, "RebalanceTimeoutMs must be provided in first request.")
         _require(request.topic_partitions == (), "TopicPartitions must be empty when (re-)joining.")
         _require(
-            bool(request.subscribed_topic_names) or bool(pattern),
+            request.subscribed_topic_names is not None or bool(pattern),
             "Either SubscribedTopicNames or SubscribedTopicRegex must be non-null when (re-)joining.",
         )
     _require(request.member_epoch >= LEAVE_FOR_A_WHILE, "MemberEpoch is invalid.")
@@ -164,7 +164,7 @@ def _member(call: Call, member: ConsumerMember) -> dict[str, Any]:
         "client_id": member.client_id,
         "client_host": member.client_host,
         "subscribed_topic_names": list(member.topics),
-        "subscribed_topic_regex": member.pattern,
+        "subscribed_topic_regex": member.pattern or "",
         "assignment": {"topic_partitions": _named(call, member.assigned)},
         "target_assignment": {"topic_partitions": _named(call, member.target)},
         "member_type": CONSUMER_MEMBER,

@@ -33,12 +33,11 @@ IDS_VERSION, GROUPS_VERSION, GROUP_ERROR_VERSION = 10, 8, 2
 class _Place:
     """One partition of a request, with the topic as it was named there, and what came of it."""
 
-    __slots__ = ("asked", "code", "offset", "partition", "topic", "what")
+    __slots__ = ("asked", "code", "partition", "topic", "what")
 
     def __init__(self, asked: Any, partition: int, what: Any) -> None:
         self.asked, self.partition, self.what = asked, partition, what
         self.topic: Topic | None = None
-        self.offset: GroupOffset | None = None
         self.code = 0
 
 
@@ -47,11 +46,12 @@ async def offset_commit(call: Call, request: Any) -> dict[str, Any]:
     instance_id = getattr(request, "group_instance_id", None)
     try:
         call.node.pipeline.authorise_group(call.session, request.group_id)
-        offsets = [offset for topic in places for place in topic if (offset := _to_commit(call, place)) is not None]
-        if offsets:
-            await call.node.groups.commit(
-                request.group_id, request.member_id, instance_id, request.generation_id_or_member_epoch, offsets
-            )
+        found = [place for topic in places for place in topic if _find(call, place)]
+        if found:
+            who = (request.member_id, instance_id, request.generation_id_or_member_epoch)
+            call.node.groups.check_commit(request.group_id, *who)
+            offsets = [offset for place in found if (offset := _to_commit(call, place)) is not None]
+            await call.node.groups.commit(request.group_id, *who, offsets)
     except REFUSED as error:
         code = code_of(error)
         for place in [one for topic in places for one in topic]:
@@ -59,16 +59,26 @@ async def offset_commit(call: Call, request: Any) -> dict[str, Any]:
     return {"topics": [_answer(topic, [_code(place) for place in found]) for topic, found in _zip(request.topics, places)]}
 
 
-def _to_commit(call: Call, place: _Place) -> GroupOffset | None:
-    """None where it is refused, and then the place says why."""
-    one = place.what
-    leader_epoch, metadata = getattr(one, "committed_leader_epoch", -1), one.committed_metadata or ""
+def _find(call: Call, place: _Place) -> bool:
+    """The place's topic, with the right to read it. Where it is refused, the place says why."""
     try:
         topic = _topic(call, place.asked)
         call.node.pipeline.authorise(call.session, Action.READ, topic.name)
         if not 0 <= place.partition < topic.partitions:
             raise UnknownTopic(topic.name)
-        offset = GroupOffset(topic.topic_id, place.partition, one.committed_offset, leader_epoch, metadata)
+        place.topic = topic
+    except REFUSED as error:
+        place.code = code_of(error)
+    return place.topic is not None
+
+
+def _to_commit(call: Call, place: _Place) -> GroupOffset | None:
+    """None where it is refused, and then the place says why."""
+    assert place.topic is not None
+    one = place.what
+    leader_epoch, metadata = getattr(one, "committed_leader_epoch", -1), one.committed_metadata or ""
+    offset = GroupOffset(place.topic.topic_id, place.partition, one.committed_offset, leader_epoch, metadata)
+    try:
         call.node.groups.offsets.check(offset)
         return offset
     except REFUSED as error:
@@ -194,6 +204,8 @@ async def offset_delete(call: Call, request: Any) -> dict[str, Any]:
     places = [[_Place(topic, one.partition_index, one) for one in topic.partitions] for topic in request.topics]
     try:
         call.node.pipeline.authorise_group(call.session, request.group_id)
+        if not request.group_id:
+            raise Refusal(ErrorCode.INVALID_GROUP_ID, "the group has no name")
         group = call.node.groups.find(request.group_id)
         if group is None:
             raise GroupUnknown(request.group_id)
@@ -210,16 +222,13 @@ async def offset_delete(call: Call, request: Any) -> dict[str, Any]:
 
 
 def _to_delete(call: Call, place: _Place, subscribed: Any) -> tuple[bytes, int] | None:
-    try:
-        topic = _topic(call, place.asked)
-        if subscribed is not None and subscribed(topic.name):
-            raise TopicSubscribed
-        if not 0 <= place.partition < topic.partitions:
-            raise UnknownTopic(topic.name)
-        return topic.topic_id, place.partition
-    except REFUSED as error:
-        place.code = code_of(error)
+    if not _find(call, place):
         return None
+    assert place.topic is not None
+    if subscribed is not None and subscribed(place.topic.name):
+        place.code = code_of(TopicSubscribed())
+        return None
+    return place.topic.topic_id, place.partition
 
 
 OPERATIONS = (

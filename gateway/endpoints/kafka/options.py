@@ -17,4 +17,5 @@ class KafkaOptions(msgspec.Struct, frozen=True, kw_only=True):
     auth_ms: int = 30_000
     request_pause_ms: int = 30_000
     failed_authentication_ms: int = 100
+    throttle_ms_max: int = 30_000
     reauthentication_ms_max: int = 0

@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 
 from broker.batch_errors import IllegalBatch
 from broker.compression import Compression
+from broker.producers.errors import InvalidTransactionState
 from gateway.endpoints.kafka.call import Call
 from gateway.endpoints.kafka.operation import Operation, Reply
 from gateway.endpoints.kafka.refusal import REFUSED, Refusal, told
@@ -32,7 +33,10 @@ from gateway.wire.kafka.produce import (
 from security.errors import AccessDenied, QuotaExceeded
 
 ZSTD_FROM = 7
+ABORTABLE_FROM = 11  # KIP-890: the producer may abort its transaction and go on
 JOINS_FROM = 12  # transaction protocol 2
+
+_NO_RECORDS = memoryview(b"")
 
 _ATTRIBUTES_AT, _CODECS, _TRANSACTIONAL = 22, 0x07, 0x10  # the lower byte of a batch's attributes
 
@@ -59,7 +63,7 @@ async def _in_turn(call: Call, request: ProduceRequest) -> Reply | None:
                 return await _produce(call, request, waited_ms)
             except QuotaExceeded as quota:
                 if waited_ms >= request.timeout_ms:
-                    return _answer(call, request, _refused_alike(request, quota), waited_ms)
+                    return _answer(call, request, _refused_alike(call.version, request, quota), waited_ms)
                 wait_ms = min(quota.retry_after_ms, request.timeout_ms - waited_ms)
                 waited_ms += wait_ms
                 await asyncio.sleep(wait_ms / 1_000)
@@ -69,7 +73,7 @@ async def _produce(call: Call, request: ProduceRequest, waited_ms: int) -> Reply
     try:
         _check_request(call, request)
     except REFUSED as refusal:
-        return _answer(call, request, _refused_alike(request, refusal), waited_ms)
+        return _answer(call, request, _refused_alike(call.version, request, refusal), waited_ms)
     version = call.version
     batches: list[ProducedBatch] = []
     answers: Answers = []
@@ -79,13 +83,12 @@ async def _produce(call: Call, request: ProduceRequest, waited_ms: int) -> Reply
         answers.append((ref, own))
         name = _name(call, ref)
         for partition, records in partitions:
-            try:
-                batches.append(_batch(version, name, partition, records))
-            except REFUSED as refusal:
-                own.append(_refused(partition, refusal))
-            else:
-                places.append((own, len(own)))
-                own.append(PartitionAnswer(partition, 0))
+            if name is None:
+                own.append(_refused(version, partition, Refusal(ErrorCode.UNKNOWN_TOPIC_ID, "no topic has this id")))
+                continue
+            batches.append(_batch(version, request.acks, name, partition, records))
+            places.append((own, len(own)))
+            own.append(PartitionAnswer(partition, 0))
     try:
         produced = await call.node.pipeline.producing.produce(
             call.session,
@@ -97,15 +100,13 @@ async def _produce(call: Call, request: ProduceRequest, waited_ms: int) -> Reply
     except QuotaExceeded:
         raise
     except REFUSED as refusal:
-        return _answer(call, request, _refused_alike(request, refusal), waited_ms)
+        return _answer(call, request, _refused_alike(call.version, request, refusal), waited_ms)
     for (own, at), one in zip(places, produced, strict=True):
-        own[at] = _told(own[at].partition, one)
+        own[at] = _told(version, own[at].partition, one)
     return _answer(call, request, answers, waited_ms)
 
 
 def _check_request(call: Call, request: ProduceRequest) -> None:
-    if request.acks not in (-1, 0, 1):
-        raise Refusal(ErrorCode.INVALID_REQUIRED_ACKS, f"acks {request.acks}, where -1, 0 and 1 are")
     for _, partitions in request.topics:
         for _, records in partitions:
             if records is not None and len(records) > _ATTRIBUTES_AT and records[_ATTRIBUTES_AT] & _TRANSACTIONAL:
@@ -129,30 +130,33 @@ def _name(call: Call, ref: TopicRef) -> str | None:
     return None if topic is None else topic.name
 
 
-def _batch(version: int, name: str | None, partition: int, records: memoryview | None) -> ProducedBatch:
-    if name is None:
-        raise Refusal(ErrorCode.UNKNOWN_TOPIC_ID, "no topic has this id")
-    if not records:
-        raise IllegalBatch("there is no record batch")
+def _batch(version: int, acks: int, name: str, partition: int, records: memoryview | None) -> ProducedBatch:
+    if records is None:
+        return ProducedBatch(name, partition, _NO_RECORDS)
+    problem: Refusal | None = None
+    if acks not in (-1, 0, 1):
+        problem = Refusal(ErrorCode.INVALID_REQUIRED_ACKS, f"acks {acks}, where -1, 0 and 1 are")
     if version < ZSTD_FROM and len(records) > _ATTRIBUTES_AT and records[_ATTRIBUTES_AT] & _CODECS == Compression.ZSTD:
-        raise Refusal(ErrorCode.UNSUPPORTED_COMPRESSION_TYPE, f"zstd needs Produce {ZSTD_FROM} or newer")
-    return ProducedBatch(name, partition, records)
+        problem = Refusal(ErrorCode.UNSUPPORTED_COMPRESSION_TYPE, f"zstd needs Produce {ZSTD_FROM} or newer")
+    return ProducedBatch(name, partition, records, problem)
 
 
-def _told(partition: int, produced: Produced) -> PartitionAnswer:
+def _told(version: int, partition: int, produced: Produced) -> PartitionAnswer:
     if produced.error is not None:
-        return _refused(partition, produced.error)
+        return _refused(version, partition, produced.error)
     return PartitionAnswer(partition, 0, produced.base_offset, produced.append_time_ms, produced.log_start)
 
 
-def _refused(partition: int, error: Exception) -> PartitionAnswer:
+def _refused(version: int, partition: int, error: Exception) -> PartitionAnswer:
     code, message = told(error)
+    if version >= ABORTABLE_FROM and isinstance(error, InvalidTransactionState):
+        code = ErrorCode.TRANSACTION_ABORTABLE
     records: Sequence[tuple[int, str | None]] = error.records if isinstance(error, IllegalBatch) else ()
     return PartitionAnswer(partition, code, record_errors=records, message=message)
 
 
-def _refused_alike(request: ProduceRequest, error: Exception) -> Answers:
-    return [(ref, [_refused(partition, error) for partition, _ in partitions]) for ref, partitions in request.topics]
+def _refused_alike(version: int, request: ProduceRequest, error: Exception) -> Answers:
+    return [(ref, [_refused(version, partition, error) for partition, _ in partitions]) for ref, partitions in request.topics]
 
 
 def _answer(call: Call, request: ProduceRequest, answers: Answers, waited_ms: int) -> Reply | None:

@@ -68,14 +68,14 @@ def _partitions(call: Call, asked: Any) -> tuple[int | None, Refusal | None]:
         if asked.num_partitions != -1:
             return None, Refusal(ErrorCode.INVALID_REQUEST, "with assignments of its replicas, the number of partitions is -1")
         return len(asked.assignments), _assignments(call, asked.assignments)
-    if asked.replication_factor not in (-1, 1):
-        reason = f"a replication factor of {asked.replication_factor} is not possible: this is a cluster of one, so it is 1 or -1"
+    reason = f"a replication factor of {asked.replication_factor} is not possible: this is a cluster of one, so it is 1 or -1"
+    if asked.replication_factor < 1 and asked.replication_factor != -1:
         return None, Refusal(ErrorCode.INVALID_REPLICATION_FACTOR, reason)
-    if asked.num_partitions == -1:
-        return None, None
-    if asked.num_partitions < 1:
+    if asked.num_partitions < 1 and asked.num_partitions != -1:
         return None, Refusal(ErrorCode.INVALID_PARTITIONS, "the number of partitions is at least 1, or -1 for the node's default")
-    return asked.num_partitions, None
+    if asked.replication_factor > 1:
+        return None, Refusal(ErrorCode.INVALID_REPLICATION_FACTOR, reason)
+    return (None if asked.num_partitions == -1 else asked.num_partitions), None
 
 
 def _assignments(call: Call, assignments: Sequence[Any]) -> Refusal | None:

@@ -15,7 +15,7 @@ from typing import Any
 from broker.engine.base import Topic
 from broker.errors import UnknownPartition, UnknownTopic
 from broker.groups.offsets import GroupOffset
-from broker.producers.errors import ProducerFenced
+from broker.producers.errors import NotInTransaction, ProducerFenced
 from broker.transactions.transaction import Place
 from gateway.endpoints.kafka.call import Call
 from gateway.endpoints.kafka.group_codes import code_of
@@ -27,6 +27,7 @@ from security.policy.model import Action
 FENCED_VERSION = 2  # from here on a client knows PRODUCER_FENCED (KIP-588)
 BUMPING_VERSION = 5
 JOINING_VERSION = 5
+ABORTABLE_VERSION = 4  # of TxnOffsetCommit: from here on a client knows TRANSACTION_ABORTABLE (KIP-890)
 NO_PRODUCER = -1
 
 PartitionCodes = Mapping[tuple[str, int], int]
@@ -115,7 +116,11 @@ async def txn_offset_commit(call: Call, request: Any) -> dict[str, Any]:
             )
     except REFUSED as error:
         # The group's coordinator never says PRODUCER_FENCED: to it a producer is an id and an epoch.
-        code = int(ErrorCode.INVALID_PRODUCER_EPOCH) if isinstance(error, ProducerFenced) else code_of(error)
+        code = code_of(error)
+        if isinstance(error, ProducerFenced):
+            code = int(ErrorCode.INVALID_PRODUCER_EPOCH)
+        elif isinstance(error, NotInTransaction) and call.version >= ABORTABLE_VERSION:
+            code = int(ErrorCode.TRANSACTION_ABORTABLE)
         for topic in request.topics:
             for one in topic.partitions:
                 codes.setdefault((topic.name, one.partition_index), code)

@@ -86,6 +86,11 @@ def has_error_code(api: int, version: int) -> bool:
     return "error_code" in response_schema(api, version).__dataclass_fields__
 
 
+@cache
+def has_error_message(api: int, version: int) -> bool:
+    return "error_message" in response_schema(api, version).__dataclass_fields__
+
+
 def _found(load: Any, api: int, version: int) -> Any:
     try:
         return load(api, version)

@@ -234,7 +234,8 @@ class TestStaticMembers:
         had, epoch = room.clients["a"].owned, room.group.epoch
         assert room.beat(Beat("a", LEAVE_FOR_A_WHILE, instance_id="x")) == Beaten("a", LEAVE_FOR_A_WHILE)
         del room.clients["a"]
-        room.settle()
+        room.clients["b"].beat()
+        assert room.group.state is ConsumerState.RECONCILING
         back = room.enter("c", instance_id="x")
         assert (back.owned, room.group.epoch) == (had, epoch)
         with pytest.raises(InstanceFenced):
@@ -253,7 +254,7 @@ class TestStaticMembers:
         room.beat(Beat("a", LEAVE_FOR_A_WHILE, instance_id="x"))
         del room.clients["a"]
         room.now_ms += SESSION_MS - 1
-        room.settle()
+        room.clients["b"].beat()
         assert room.sizes() == [3]
         room.now_ms += 1
         room.group.tick(room.now_ms)

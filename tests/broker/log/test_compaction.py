@@ -121,6 +121,18 @@ async def test_the_newest_value_of_each_key_stays_at_its_offset(start: Start) ->
     assert len(await everything(engine)) < len(written) / 2
 
 
+async def test_long_keys_that_differ_in_the_end_are_not_taken_for_one(start: Start) -> None:
+    engine = await start()
+    await engine.create_topic("settings", 1, COMPACT)
+    long = [bytes(200) + bytes([n]) for n in range(3)] + [b"#" + bytes(31), b"#" + bytes(32), b"#" + bytes(33)]
+    for number in range(20):
+        await put(engine, *[(key, b"%d" % number) for key in long])
+    await compact(engine)
+    clean = cleaned_to(engine)
+    assert clean > 60
+    assert sorted(row[1] or b"" for row in await everything(engine) if row[0] < clean) == sorted(long)
+
+
 async def test_a_start_finds_it_as_it_was(start: Start) -> None:
     engine = await start()
     await engine.create_topic("settings", 1, COMPACT)

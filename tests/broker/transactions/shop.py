@@ -126,7 +126,8 @@ class Shop:
 
     async def read(self, partition: int = 0, name: str = "orders", wait_max_ms: int = 0) -> list[bytes]:
         """As a reader by offsets of another protocol has it."""
-        page = await self.broker.fetch(name, partition, 0, records_max=1_000, bytes_max=1 << 20, wait_max_ms=wait_max_ms)
+        start = self.broker.offsets(name)[partition].log_start
+        page = await self.broker.fetch(name, partition, start, records_max=1_000, bytes_max=1 << 20, wait_max_ms=wait_max_ms)
         return [record.value or b"" for record in page.records]
 
     async def tailed(self, name: str = "orders") -> list[bytes]:

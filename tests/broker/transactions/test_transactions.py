@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import msgspec
 import pytest
 
 from broker.batch import read_header, walk_raw
 from broker.broker import Outgoing
+from broker.delivery.consumer_options import DeliveryOptions
+from broker.delivery.consumers import Consumers
+from broker.delivery.filter import Filter
 from broker.engine.base import Append, StateSpace
 from broker.errors import StateFull
 from broker.groups.offsets import GroupOffset
+from broker.machine import MachineRandom
 from broker.producers.errors import (
     InvalidProducerEpoch,
     InvalidProducerIdMapping,
@@ -385,6 +390,8 @@ async def test_a_transaction_open_for_too_long_is_aborted_and_its_producer_fence
     assert await shop.transactions.abort_overdue() == 1
     assert shop.stable() == shop.high() == 2
     assert await shop.read() == []
+    stats = shop.transactions.stats()
+    assert (stats.ids, stats.open, stats.aborted, stats.overdue, stats.aborted_kept, stats.producers) == (1, 0, 1, 1, 1, 1)
     with pytest.raises(ProducerFenced):
         await shop.transactions.end("t", producer, commit=True)
     with pytest.raises(InvalidProducerEpoch):
@@ -507,3 +514,69 @@ async def test_the_next_transaction_may_begin_before_the_end_is_visible(shop: Sh
     assert await shop.read() == []
     await shop.transactions.end("t", producer, commit=True)
     assert await shop.read() == await shop.tailed() == [b"b"]
+
+
+async def test_readers_of_many_topics_are_held_back_and_wake(shop: Shop) -> None:
+    """Those that share their scans too, however many wait, and nobody spins meanwhile."""
+    producer = await shop.begin("t", 0)
+    await write(shop, producer, 0, b"a")
+    await publish(shop, b"b", partition=1)
+    subscriptions = [await shop.broker.subscribe_filter(Filter.parse("#"), "earliest") for _ in range(3)]
+    for one in subscriptions:
+        assert await one.next(bytes_max=1 << 20, records_max=10, wait_max_ms=0) == []
+    assert all(one.at_end for one in subscriptions)
+    reads = shop.broker.shared_scans.stats().reads
+    waiting = [asyncio.ensure_future(one.next(bytes_max=1 << 20, records_max=10, wait_max_ms=20_000)) for one in subscriptions]
+    await asyncio.sleep(0.05)
+    assert not any(one.done() for one in waiting)
+    assert shop.broker.shared_scans.stats().reads - reads <= 2 * len(subscriptions)
+    await shop.transactions.end("t", producer, commit=True)
+    for found in await asyncio.gather(*waiting):
+        assert [one.record.value for one in found] == [b"a", b"b"]
+
+
+@pytest.mark.parametrize("filter", ["orders", "#"])
+async def test_a_durable_consumer_waits_for_the_end(shop: Shop, filter: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    producer = await shop.begin("t", 0)
+    await write(shop, producer, 0, b"a")
+    await publish(shop, b"b")
+    consumers = Consumers(shop.engine, shop.clock, MachineRandom(), DeliveryOptions())
+    consumers.wide = shop.broker.shared_scans.source
+    looks, tail, scan = 0, shop.engine.tail, shop.engine.scan
+
+    def counted(work: Any) -> Any:
+        def call(*given: Any, **named: Any) -> Any:
+            nonlocal looks
+            looks += 1
+            return work(*given, **named)
+
+        return call
+
+    monkeypatch.setattr(shop.engine, "tail", counted(tail))
+    monkeypatch.setattr(shop.engine, "scan", counted(scan))
+    consumer = await consumers.attach("user:alice", "billing", Filter.parse(filter), position="earliest")
+    waiting = asyncio.ensure_future(consumer.next(bytes_max=1 << 20, records_max=10, wait_max_ms=20_000))
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+    assert looks < 20, "it waits, and does not look again and again"
+    await shop.transactions.end("t", producer, commit=True)
+    assert [one.record.value for one in await waiting] == [b"a", b"b"]
+    await consumers.close()
+
+
+async def test_of_many_aborted_only_those_below_the_log_start_are_forgotten(shop: Shop) -> None:
+    one, two = await shop.begin("one", 0), await shop.begin("two", 0)
+    for number in range(4):
+        for id, producer in (("one", one), ("two", two)):
+            await shop.transactions.add_partitions(id, producer, [await shop.place(0)])
+            await write(shop, producer, number, b"x", id=id)
+            await shop.transactions.end(id, producer, commit=False)
+    topic_id = shop.broker.topic("orders").topic_id
+    assert shop.stability.aborted_count == 8
+    await shop.broker.delete_records("orders", 0, 10)  # five transactions of two offsets each
+    await shop.transactions.expire()
+    left = shop.stability.aborted(topic_id, 0, 0, 100)
+    assert [(found.first_offset, found.marker_offset) for found in left] == [(10, 11), (12, 13), (14, 15)]
+    assert [found.producer_id for found in left] == [two[0], one[0], two[0]]
+    assert shop.stability.aborted_count == len(list(shop.engine.states(StateSpace.ABORTED))) == 3
+    assert await shop.read(wait_max_ms=0) == []

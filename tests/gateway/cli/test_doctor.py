@@ -48,6 +48,19 @@ def test_a_port_that_somebody_else_holds(tmp_path: Path) -> None:
     assert str(port) in of(findings, "ports")[0]
 
 
+def test_a_port_of_kafka_that_somebody_else_holds(tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        flags = ("--set", "listeners.http.port=0", "--set", f"listeners.kafka.port={other.getsockname()[1]}")
+        code, findings = examined(tmp_path / "home", *flags)
+        assert code == 1
+        assert "listeners.kafka.port" in of(findings, "ports")[0]
+        code, findings = examined(tmp_path / "home", *flags, "--set", "listeners.kafka.enabled=false")
+        assert code == 0
+        assert [text.split(" ")[1] for text in of(findings, "listeners")] == ["http"]
+
+
 def test_plain_and_anonymous_listeners_are_warned_about(tmp_path: Path) -> None:
     flags = (
         "--set",
@@ -61,7 +74,7 @@ def test_plain_and_anonymous_listeners_are_warned_about(tmp_path: Path) -> None:
     )
     code, findings = examined(tmp_path / "home", *flags)
     assert code == 0
-    assert [text.split(":")[0] for text in of(findings, "listeners")] == ["warning", "warning"]
+    assert [text.split(":")[0] for text in of(findings, "listeners")] == ["warning", "warning", "ok"]
 
 
 @pytest.fixture

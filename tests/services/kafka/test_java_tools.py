@@ -131,3 +131,22 @@ def test_a_node_says_which_versions_it_serves_and_who_it_is(tools: Tools, topic:
         assert f"{name}: UNSUPPORTED" not in served
     log_dirs = tools.run("LogDirsCommand", "--describe", "--topic-list", topic)
     assert f'"partition":"{topic}-0"' in log_dirs
+
+
+def test_a_transaction_left_open_is_listed_described_and_ended(bootstrap: Bootstrap, tools: Tools, topic: str) -> None:
+    tools.create(topic, "--partitions", "1")
+    left = Producer(bootstrap.librdkafka(transactional_id=f"{topic}-t"))
+    left.init_transactions(20)
+    left.begin_transaction()
+    left.produce(topic, b"open", partition=0)
+    left.flush(20)
+    listed = [row.split() for row in tools.run("TransactionsCommand", "list").splitlines()]
+    [(_, _, producer_id, state)] = [row for row in listed if row and row[0] == f"{topic}-t"]
+    assert state == "Ongoing"
+    described = tools.run("TransactionsCommand", "describe", "--transactional-id", f"{topic}-t")
+    assert f"{topic}-0" in described
+    producers = tools.run("TransactionsCommand", "describe-producers", "--topic", topic, "--partition", "0")
+    assert producer_id in producers
+    assert "latest:0" in tools.run("GetOffsetShell", "--topic", topic, "--time", "latest").replace(f"{topic}:0:1", "latest:0")
+    tools.run("TransactionsCommand", "forceTerminateTransaction", "--transactionalId", f"{topic}-t")
+    assert "Ongoing" not in tools.run("TransactionsCommand", "describe", "--transactional-id", f"{topic}-t")

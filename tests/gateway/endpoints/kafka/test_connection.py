@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import Any
 
 import pytest
@@ -229,7 +230,8 @@ class TestBounds:
         kafka = await open_kafka(limits__write_stall_ms=300)
         admin, client = await kafka.client(), await kafka.client()
         await admin.call(19, 7, topics=[{"name": "wide", "num_partitions": 500, "replication_factor": 1}], timeout=1000)
-        for _ in range(1_000):  # some 20 MB of answers
+        client.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+        for _ in range(1_000):  # some 13 MB of answers
             client.send(METADATA, 12, topics=[{"name": "wide"}])
         await until(lambda: kafka.count("refused_total", protocol="kafka", reason="write-stalled"))
         await until(lambda: kafka.count("connections", protocol="kafka") == 1)

@@ -69,7 +69,6 @@ class TestHeartbeat:
             ({"rack_id": ""}, INVALID_REQUEST),
             ({"rebalance_timeout": -1}, INVALID_REQUEST),
             ({"topic_partitions": None}, INVALID_REQUEST),
-            ({"subscribed_topic_names": []}, INVALID_REQUEST),
             ({"subscribed_topic_names": None}, INVALID_REQUEST),
             ({"member_epoch": -3}, INVALID_REQUEST),
             ({"member_epoch": -2}, INVALID_REQUEST),

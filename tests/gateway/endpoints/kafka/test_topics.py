@@ -60,7 +60,8 @@ async def test_the_answer_tells_id_and_configs(kafka: Any) -> None:
         (topic("t", 100_000), 37),  # log.partitions_max
         (topic("t", 1, 0), 38),
         (topic("t", 1, 3), 38),
-        (topic("t", 0, 3), 38),  # the replicas first
+        (topic("t", 0, 0), 38),  # what is no number of replicas, then of partitions, then the replicas that there are
+        (topic("t", 0, 3), 37),
         (topic("t", 2, -1, [(0, [1])]), 42),
         (topic("t", -1, 1, [(0, [1])]), 42),
         (topic("t", -1, -1, [(1, [1])]), 39),

@@ -13,6 +13,7 @@ from broker.batch_header import HEADER_BYTES, TRANSACTIONAL, assemble
 NONE, UNKNOWN_TOPIC, TOPIC_DENIED, GROUP_DENIED, CLUSTER_DENIED, ID_DENIED = 0, 3, 29, 30, 31, 53
 OUT_OF_ORDER, INVALID_EPOCH, INVALID_STATE, INVALID_MAPPING, INVALID_TIMEOUT, NOT_ATTEMPTED = 45, 47, 48, 49, 50, 55
 INVALID_REQUEST, FENCED, UNKNOWN_ID, ILLEGAL_GENERATION, METADATA_TOO_LARGE = 42, 90, 105, 22, 12
+ABORTABLE = 120
 
 Producer = tuple[int, int]
 
@@ -164,7 +165,7 @@ async def test_fetch_tells_what_was_aborted(caller: Caller, isolation: int) -> N
     producer = await caller.begin("t")
     await caller.add("t", producer, 0)
     await caller.produce(numbered(producer, 0, b"a"), id="t")
-    fetch = {"replica_id": -1, "max_wait": 0, "min_bytes": 1, "max_bytes": 1 << 20, "isolation_level": isolation}
+    fetch: dict[str, Any] = {"replica_id": -1, "max_wait": 0, "min_bytes": 1, "max_bytes": 1 << 20, "isolation_level": isolation}
     fetch |= {"session_id": 0, "session_epoch": -1, "forgotten_topics_data": [], "rack_id": ""}
     place = {"partition": 0, "current_leader_epoch": -1, "fetch_offset": 0, "log_start_offset": -1}
     topics = [{"topic": "orders", "partitions": [{**place, "partition_max_bytes": 1 << 20, "last_fetched_epoch": -1}]}]
@@ -210,6 +211,7 @@ async def test_refusals_of_the_coordinator(caller: Caller) -> None:
     assert (await caller.end("t", producer)).error_code == INVALID_STATE
     assert (await caller.produce(numbered(producer, 0, b"x"), id="t"))[0] == INVALID_STATE
     assert await caller.commit_offset("t", producer, "g", 1) == INVALID_STATE
+    assert await caller.commit_offset("t", producer, "g", 1, version=4) == ABORTABLE
     assert await caller.add_offsets("t", producer, "g") == NONE
     assert await caller.commit_offset("t", producer, "g", 1, partition=9) == UNKNOWN_TOPIC
     assert await caller.commit_offset("t", producer, "g", 1, metadata="x" * 5_000) == METADATA_TOO_LARGE

@@ -20,6 +20,7 @@ def feed(frames: Frames, data: bytes, step: int) -> list[bytes]:
     while True:
         while (frame := frames.next()) is not None:
             found.append(bytes(frame))
+        frames.settle()
         if position == len(data):
             return found
         assert frames.room
@@ -42,6 +43,18 @@ def test_frames_come_out_as_they_went_in(sizes: list[int], step: int) -> None:
     frames = Frames(1_000_000)
     assert feed(frames, framed(*bodies), step) == bodies
     assert not frames.partial
+
+
+def test_one_buffer_for_all_and_nothing_of_others_in_it() -> None:
+    one, other = Frames(1_000_000), Frames(1_000_000)
+    assert one.buffer().obj is other.buffer().obj
+    first, second = framed(b"a" * 3_000, b"b" * 20_000), framed(b"c" * 3_000, b"d" * 20_000)
+    found: tuple[list[bytes], list[bytes]] = ([], [])
+    for begin in range(0, len(first), 700):  # in turns, each cut off in the middle of something
+        found[0].extend(feed(one, first[begin : begin + 700], 700))
+        found[1].extend(feed(other, second[begin : begin + 700], 700))
+    assert found == ([b"a" * 3_000, b"b" * 20_000], [b"c" * 3_000, b"d" * 20_000])
+    assert one.buffer().obj is other.buffer().obj
 
 
 def test_byte_by_byte() -> None:
@@ -92,6 +105,7 @@ def test_a_frame_that_waits_leaves_room_until_the_buffer_is_full() -> None:
         size = min(len(buffer), len(data) - position)
         buffer[:size] = data[position : position + size]
         frames.updated(size)
+        frames.settle()
         position += size
     assert position == BUFFER_BYTES
     assert frames.next() == b"x" * 996
