@@ -19,7 +19,7 @@ from broker.errors import BrokerError, UnknownPartition
 from broker.produced import Rules, check_produced, checked_keys, rules_of
 from broker.producers.producers import Admission, Duplicate
 from gateway.errors import Busy, GatewayError
-from security.errors import AccessDenied, SecurityError
+from security.errors import AccessDenied, IdentityProblem, SecurityError
 from security.policy.model import Action, Decision
 from security.policy.quotas import Quota
 from security.principal import Session
@@ -100,7 +100,6 @@ class Producing:
 
     def _admit(self, session: Session, batches: Sequence[ProducedBatch]) -> None:
         pipeline = self._pipeline
-        pipeline.chain.still_valid(session.principal)
         if self._under_way >= pipeline.options.publishes_max:
             raise Busy("pipeline.publishes_max", pipeline.options.publishes_max, RETRY_AFTER_MS)
         if not pipeline.quotas.unlimited:
@@ -137,6 +136,8 @@ class Producing:
                 if found is None:
                     answer.error = one.problem
                     continue
+            except IdentityProblem:
+                raise  # it is about the request, of which nothing is stored yet
             except REFUSALS as refusal:
                 answer.error = refusal
                 continue

@@ -13,13 +13,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import msgspec
 
-from broker.engine.base import Engine, StateSpace
-from broker.errors import BrokerError, StorageProblem
-from broker.groups import classic_keeping, consumer_keeping, keeping
+from broker.engine.base import Engine
+from broker.errors import BrokerError
 from broker.groups.classic import ClassicGroup
 from broker.groups.classic_member import Answer, Join, Joined, Sync, Synced, Ticket
 from broker.groups.consumer import ConsumerGroup
@@ -35,14 +34,13 @@ from broker.groups.group_errors import (
     ProtocolInconsistent,
     SessionTimeoutInvalid,
 )
+from broker.groups.group_log import Group, GroupLog
 from broker.groups.group_options import GroupOptions
 from broker.groups.offsets import GroupOffset, GroupOffsets
 from broker.groups.subscription import PROTOCOL_TYPE, subscribed_topics
 from broker.seams import Clock, Random
 
 logger = logging.getLogger("sprawl.groups")
-
-Group: TypeAlias = ClassicGroup | ConsumerGroup
 
 CLIENT_ID_CHARS_MAX = 200  # of a member's id; what the client calls itself may be anything
 
@@ -61,9 +59,7 @@ class Groups:
         self.offsets = GroupOffsets(engine, clock, self.options)
         self._engine, self._clock, self._random = engine, clock, random
         self._known: dict[str, Group] | None = None
-        self._keys: dict[str, frozenset[bytes]] = {}  # entries of each group that may be in the log
-        self._replaced: set[str] = set()  # groups that were of the other kind: all of that goes with their first entries
-        self._changed_at_ms: dict[str, int] = {}
+        self._log = GroupLog(engine, clock)
         self._sizes: dict[str, int] = {}
         self._bytes = 0
         self._timers: dict[str, tuple[int, asyncio.TimerHandle]] = {}
@@ -234,7 +230,7 @@ class Groups:
         returns how many offsets."""
         before_ms, gone = self._clock.now_ms() - self.options.offsets_retention_ms, 0
         for name, group in list(self._all().items()):
-            unused = not group.empty or self._changed_at_ms.get(name, 0) < before_ms
+            unused = not group.empty or self._log.changed_at_ms(name) < before_ms
             places = self.offsets.expired(name, before_ms if unused else 0, self._in_use(group))
             if places:
                 await self.delete_offsets(name, places)
@@ -261,22 +257,17 @@ class Groups:
 
     async def _remove(self, group: Group) -> None:
         """An empty group. Whoever joins while it goes makes it anew, which is appended after."""
-        name, keys = group.name, self._keys.pop(group.name, frozenset())
         self._drop(group)
-        changes = keeping.changes({}, keys) + self.offsets.removals(name)
         try:
-            if changes:
-                await self._engine.append([], changes=changes)
-                self.offsets.forget(name)
+            await self._log.delete(group.name, self.offsets.removals(group.name))
         except BrokerError:
-            self._all().setdefault(name, group)
-            self._keys[name] = keys | self._keys.get(name, frozenset())
+            self._all().setdefault(group.name, group)
             raise
+        self.offsets.forget(group.name)
 
     def _drop(self, group: Group) -> None:
         self._all().pop(group.name, None)
-        self._changed_at_ms.pop(group.name, None)
-        self._replaced.discard(group.name)
+        self._log.forget(group.name)
         self._bytes -= self._sizes.pop(group.name, 0)
         if (timer := self._timers.pop(group.name, None)) is not None:
             timer[1].cancel()
@@ -339,7 +330,7 @@ class Groups:
         if group.name not in groups and len(groups) >= self.options.groups_max:
             raise GroupFull("groups.groups_max", self.options.groups_max)
         if group.name in groups:
-            self._replaced.add(group.name)
+            self._log.replace(group.name)
         groups[group.name] = group
         return group
 
@@ -388,7 +379,8 @@ class Groups:
 
     async def _save(self, group: ClassicGroup, generation: int, answers: list[tuple[Ticket, Answer]]) -> None:
         try:
-            await self._append(group, classic_keeping.entries(group, self._clock.now_ms()))
+            if self._all().get(group.name) is group:  # else it was deleted, or became the other kind
+                await self._log.save(group)
         except BrokerError as problem:
             logger.warning("group %r could not be saved: %s", group.name, problem)
             group.unsaved(generation, self._now_ms())
@@ -402,9 +394,9 @@ class Groups:
         self._measure(group)
         self._arm(group)
         changed, group.changed, group.dirty = group.changed, set(), False
-        entries = consumer_keeping.entries(group, changed, self._clock.now_ms())
         try:
-            await self._append(group, entries, {keeping.member_key(group.name, member_id) for member_id in changed})
+            if self._all().get(group.name) is group:
+                await self._log.save_members(group, changed)
         except BrokerError:
             group.changed |= changed
             group.dirty = True
@@ -415,26 +407,6 @@ class Groups:
             await self._keep(group)
         except BrokerError as problem:
             logger.warning("group %r could not be saved: %s", group.name, problem)
-
-    async def _append(self, group: Group, new: dict[bytes, bytes], about: set[bytes] | None = None) -> None:
-        """Entries in place of those that there are, or of those of some members."""
-        name, now_ms = group.name, self._clock.now_ms()
-        if self._all().get(name) is not group:
-            return  # it was deleted, or became the other kind
-        old, replaced = self._keys.get(name, frozenset()), name in self._replaced
-        self._replaced.discard(name)
-        whole = about is None or replaced
-        gone = frozenset([key for key in old if key not in new and (whole or keeping.member_part(key) in (about or ()))])
-        self._keys[name] = expected = old | new.keys()
-        try:
-            await self._engine.append([], changes=keeping.changes(new, gone))
-        except BrokerError:
-            if replaced:
-                self._replaced.add(name)
-            raise
-        self._changed_at_ms[name] = now_ms
-        if self._keys.get(name) == expected:
-            self._keys[name] = expected - gone
 
     def _arm(self, group: Group) -> None:
         """Wake up when the group has something to do; heartbeats only ever put that off, so they need not come by here."""
@@ -458,25 +430,12 @@ class Groups:
         """Read from the engine once. What cannot be read is left out, and made anew when it is joined."""
         if self._known is None:
             self._known = {}
-            for kept in keeping.load(self._engine.states(StateSpace.GROUP)):
-                try:
-                    self._restore(kept)
-                except StorageProblem as problem:
-                    logger.error("a group cannot be read: %s", problem)
+            for group in self._log.load(self.options):
+                self._known[group.name] = group
+                self._measure(group)
             for name in self.offsets.groups():
                 self._known.setdefault(name, ClassicGroup(name, self.options))
         return self._known
-
-    def _restore(self, kept: keeping.Kept | StorageProblem) -> None:
-        if isinstance(kept, StorageProblem):
-            raise kept
-        restore = consumer_keeping.restore if kept.head.kind == ConsumerGroup.kind else classic_keeping.restore
-        group: Group = restore(kept, self.options, self._now_ms())
-        assert self._known is not None
-        self._known[group.name] = group
-        self._keys[group.name] = kept.keys
-        self._changed_at_ms[group.name] = kept.head.changed_at_ms
-        self._measure(group)
 
     async def _expire_for_ever(self) -> None:
         while True:

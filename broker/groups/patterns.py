@@ -13,6 +13,7 @@ from broker.groups.group_errors import SubscriptionInvalid
 PATTERN_CHARS_MAX = 1_024
 PROGRAM_BYTES_MAX = 1024 * 1024  # RE2's own bound is 8 MiB for each pattern
 PATTERNS_KEPT_MAX = 256
+REASON_CHARS_MAX = 200
 
 
 def matching(pattern: str, topics: Iterable[str]) -> frozenset[str]:
@@ -32,4 +33,5 @@ def _compiled(pattern: str) -> re2._Regexp:
         return re2.compile(pattern, options)
     except re2.error as error:
         text = error.args[0] if error.args else b""
-        raise SubscriptionInvalid(text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)) from None
+        reason = text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)
+        raise SubscriptionInvalid(reason[:REASON_CHARS_MAX]) from None  # it quotes the pattern

@@ -71,7 +71,7 @@ class _Open:
 
     def holds(self, producer_id: int, stored: Stored) -> bool:
         """A producer's next transaction may begin while the marker of this one is on its way."""
-        ended = 0 <= self.marker_sequence < stored.sequence
+        ended = 0 <= self.marker_sequence < stored.sequence and not failed(self.ended)
         return producer_id == self.producer_id and stored.base_offset >= self.offset and not ended
 
 
@@ -112,12 +112,12 @@ class Stability:
     # What happens
 
     def begin(self, topic_id: bytes, partition: int, producer_id: int, offset: int, sequence: int, begun: Waiter | None) -> None:
-        of_partition = self._open.setdefault(topic_id, {}).setdefault(partition, [])
-        of_partition.append(_Open(producer_id, offset, sequence, begun))
+        left = self._still_open(topic_id, partition) if topic_id in self._open else []  # also where nobody ever reads
+        self._open.setdefault(topic_id, {})[partition] = [*left, _Open(producer_id, offset, sequence, begun)]
 
     def end(self, topic_id: bytes, partition: int, producer_id: int, marker_sequence: int, ended: Waiter) -> None:
         for one in self._open.get(topic_id, {}).get(partition, ()):
-            if one.producer_id == producer_id and one.marker_sequence < 0:
+            if one.producer_id == producer_id and (one.marker_sequence < 0 or failed(one.ended)):
                 one.marker_sequence, one.ended = marker_sequence, ended
 
     def abort(self, topic_id: bytes, partition: int, one: Aborted) -> None:

@@ -33,9 +33,11 @@ from broker.producers.errors import (
 from broker.producers.ids import ProducerIds
 from broker.producers.producers import Producers
 from broker.seams import Clock
+from broker.transactions.ending import PartitionEnd
+from broker.transactions.epochs import ProducerAndEpoch, ended_state, is_repeated, next_epoch, require_ended_so, taken_over
 from broker.transactions.markers import marker
 from broker.transactions.options import TransactionOptions
-from broker.transactions.stability import Aborted, Stability, Waiter, aborted_change, aborted_gone, failed, taken
+from broker.transactions.stability import Stability, Waiter, aborted_gone, failed, taken
 from broker.transactions.transaction import (
     EPOCH_EXHAUSTED,
     EPOCH_MAX,
@@ -61,7 +63,6 @@ CARE_MS = 60_000  # how often what is out of date is looked for
 CHANGES_AT_ONCE = 1_000
 
 OffsetChanges = Callable[[str, Iterable[GroupOffset]], Sequence[StateChange]]
-ProducerAndEpoch = tuple[int, int]
 
 
 class TransactionStats(msgspec.Struct, frozen=True):
@@ -178,7 +179,11 @@ class Transactions:
             new = Transaction(VERSION, spare, 0, NO_PRODUCER, NO_PRODUCER, timeout_ms, state, NEVER_MS, now_ms)
             await self._submit(transactional_id, new)
             return spare, 0
-        following = self._bumped(transactional_id, held.transaction, timeout_ms, expected, spare)
+        following = msgspec.structs.replace(
+            taken_over(transactional_id, held.transaction, expected, spare),
+            timeout_ms=timeout_ms,
+            updated_ms=self._clock.now_ms(),
+        )
         if held.transaction.is_ongoing:
             fencing = min(held.transaction.epoch + 1, EPOCH_MAX)
             await asyncio.shield(self._end(transactional_id, held, following, commit=False, epoch=fencing))
@@ -199,6 +204,8 @@ class Transactions:
         held = self._owned(transactional_id, producer)
         if not held.transaction.is_ongoing or group not in held.transaction.groups:
             await self._submit(transactional_id, self._with_group(held.transaction, group))
+        elif held.waiter is not None:
+            await asyncio.shield(held.waiter)
 
     async def commit_offsets(
         self,
@@ -237,20 +244,20 @@ class Transactions:
         spare = await self._ids.next() if bumps and self._needs_id(transactional_id) else NO_PRODUCER
         held = self._found(transactional_id)
         transaction = held.transaction
-        if bumps and _is_repeated(transaction, producer):
-            _require_ended_so(transaction, commit=commit)
+        if bumps and is_repeated(transaction, producer):
+            require_ended_so(transaction, commit=commit)
             return await self._as_it_is(held)
         self._require(transactional_id, transaction, producer)
         if not transaction.is_ongoing:
             if not bumps:
-                _require_ended_so(transaction, commit=commit)
+                require_ended_so(transaction, commit=commit)
                 return await self._as_it_is(held)
             if commit:
                 raise InvalidTransactionState("there is nothing to commit")
         following, epoch = transaction, transaction.epoch
         if bumps:
-            following, epoch = _next_epoch(transaction, spare), epoch + 1
-        following = msgspec.structs.replace(following, state=_ended_state(commit=commit))
+            following, epoch = next_epoch(transaction, spare), epoch + 1
+        following = msgspec.structs.replace(following, state=ended_state(commit=commit))
         waiter = self._end(transactional_id, held, following, commit=commit, epoch=epoch)
         await asyncio.shield(waiter)
         return following.producer_id, following.epoch
@@ -358,11 +365,16 @@ class Transactions:
         own = transaction_change(transactional_id, following)
         landed, waiter = self._engine.submit(appends, changes=lambda landed: [*changes(landed), own])
         assert waiter is not None
-        waiter.add_done_callback(taken)
+        waiter.add_done_callback(lambda done: self._done(transactional_id, done))
         held = self._held.setdefault(transactional_id, _Held(following))
         held.waiter = waiter
         self.set(transactional_id, held, following)
         return landed, waiter
+
+    def _done(self, transactional_id: str, waiter: Waiter) -> None:
+        taken(waiter)
+        if failed(waiter):
+            self._find(transactional_id)  # so that it is looked after, whether or not anybody asks for it again
 
     def _end(self, transactional_id: str, held: _Held, following: Transaction, *, commit: bool, epoch: int) -> Waiter:
         """Markers with `epoch` to every partition that is still there, offsets where they are committed, and the state."""
@@ -375,7 +387,8 @@ class Transactions:
         ]
         batch = marker(before.producer_id, epoch, commit=commit, at_ms=now_ms)
         ends = [
-            _End(self._producers, topic, place.partition, before.producer_id, epoch, commit, now_ms) for topic, place in places
+            PartitionEnd(self._producers, topic, place.partition, before.producer_id, epoch, commit, now_ms)
+            for topic, place in places
         ]
 
         def changes(landed: Sequence[Appended]) -> Sequence[StateChange]:
@@ -462,29 +475,6 @@ class Transactions:
         held = self._find(transactional_id)
         return held is None or held.transaction.epoch >= EPOCH_EXHAUSTED - 1
 
-    def _bumped(
-        self,
-        transactional_id: str,
-        transaction: Transaction,
-        timeout_ms: int,
-        expected: ProducerAndEpoch | None,
-        spare: int,
-    ) -> Transaction:
-        """As its next producer has it."""
-        if expected is not None:
-            same, exhausted = expected[0] == transaction.producer_id, expected[1] >= EPOCH_EXHAUSTED
-            repeated = same and expected[1] == transaction.last_epoch
-            rotated = expected[0] == transaction.last_producer_id and exhausted
-            if (repeated or rotated) and not transaction.is_ongoing:
-                return msgspec.structs.replace(transaction, timeout_ms=timeout_ms, state=TransactionState.EMPTY)
-            if not same or expected[1] != transaction.epoch:
-                raise ProducerFenced(transactional_id)
-        following = _next_epoch(transaction, spare, besides=1 if transaction.is_ongoing else 0)
-        last_epoch = NO_PRODUCER if expected is None else transaction.epoch
-        now_ms = self._clock.now_ms()
-        state = TransactionState.EMPTY
-        return msgspec.structs.replace(following, last_epoch=last_epoch, timeout_ms=timeout_ms, updated_ms=now_ms, state=state)
-
     # Time
 
     async def _look_after(self) -> None:
@@ -547,74 +537,3 @@ class Transactions:
                 await self._engine.append([], changes=gone[start : start + CHANGES_AT_ONCE])
         except BrokerError as problem:
             logger.warning("state of producers of deleted topics is removed at the next start: %s", problem)
-
-
-class _End:
-    """The end of a transaction on one partition."""
-
-    __slots__ = ("_aborted", "_at_ms", "_commit", "_epoch", "_partition", "_producer", "_producer_id", "_producers", "_topic")
-
-    def __init__(
-        self, producers: Producers, topic: Topic, partition: int, producer_id: int, epoch: int, commit: bool, at_ms: int
-    ) -> None:
-        self._producers, self._topic, self._partition = producers, topic, partition
-        self._producer_id, self._epoch, self._commit, self._at_ms = producer_id, epoch, commit, at_ms
-        self._aborted: Aborted | None = None
-        self._producer = producers.find(topic, partition, producer_id)
-
-    def changes(self, appended: Appended) -> Sequence[StateChange]:
-        before = self._producer
-        if before is None:  # it has written nothing here
-            return ()
-        self._producer = before.ended(self._epoch, self._at_ms)
-        change = self._producers.changed(self._topic, self._partition, self._producer_id, self._producer)
-        if self._commit or not before.in_transaction:
-            return (change,)
-        self._aborted = Aborted(self._producer_id, before.open_offset, appended.base_offset)
-        return change, aborted_change(self._topic.topic_id, self._partition, self._aborted)
-
-    def submitted(self, stability: Stability, appended: Appended, waiter: Waiter) -> None:
-        if self._producer is None:
-            return
-        topic_id, partition, aborted = self._topic.topic_id, self._partition, self._aborted
-        self._producers.put(self._topic, partition, self._producer_id, self._producer, waiter)
-        stability.end(topic_id, partition, self._producer_id, appended.sequence, waiter)
-        if aborted is None:
-            return
-        stability.abort(topic_id, partition, aborted)
-
-        def settle(done: Waiter) -> None:
-            if failed(done):
-                stability.drop(topic_id, partition, [aborted])
-
-        waiter.add_done_callback(settle)
-
-
-def _next_epoch(transaction: Transaction, spare: int, besides: int = 0) -> Transaction:
-    """The next epoch, or a new producer id when they run out. `besides`: epochs that a fencing abort takes first."""
-    if transaction.epoch + besides >= EPOCH_EXHAUSTED:
-        assert spare != NO_PRODUCER
-        return msgspec.structs.replace(
-            transaction, producer_id=spare, epoch=0, last_producer_id=transaction.producer_id, last_epoch=transaction.epoch
-        )
-    epoch = transaction.epoch + besides + 1
-    return msgspec.structs.replace(transaction, epoch=epoch, last_epoch=transaction.epoch)
-
-
-def _is_repeated(transaction: Transaction, producer: ProducerAndEpoch) -> bool:
-    """An end that bumped the epoch was asked for again, because its answer was lost."""
-    if transaction.state not in (TransactionState.COMPLETE_COMMIT, TransactionState.COMPLETE_ABORT):
-        return False
-    if producer[0] == transaction.producer_id:
-        return producer[1] == transaction.epoch - 1
-    return producer[0] == transaction.last_producer_id and producer[1] >= EPOCH_EXHAUSTED and transaction.epoch == 0
-
-
-def _ended_state(*, commit: bool) -> TransactionState:
-    return TransactionState.COMPLETE_COMMIT if commit else TransactionState.COMPLETE_ABORT
-
-
-def _require_ended_so(transaction: Transaction, *, commit: bool) -> None:
-    if transaction.state is not _ended_state(commit=commit):
-        asked = "commit" if commit else "abort"
-        raise InvalidTransactionState(f"it is {transaction.state.label}, there is nothing to {asked}")

@@ -20,7 +20,9 @@ def save_kafka_clients(home: Path, bootstrap: str, *, encrypted: bool, ca: Path 
     security = "SASL_SSL" if encrypted else "SASL_PLAINTEXT"
     common = {"bootstrap.servers": bootstrap, "security.protocol": security, "sasl.mechanism": "PLAIN"}
     login = f'org.apache.kafka.common.security.plain.PlainLoginModule required username="{USER_NAME}" password="{token}";'
-    java, librdkafka = {"sasl.jaas.config": login}, {"sasl.username": USER_NAME, "sasl.password": token}
+    # librdkafka's own default is CRC32: records of a key would not be where everybody else's of that key are.
+    librdkafka = {"sasl.username": USER_NAME, "sasl.password": token, "partitioner": "murmur2_random"}
+    java = {"sasl.jaas.config": login}
     if encrypted and ca is not None:
         java |= {"ssl.truststore.type": "PEM", "ssl.truststore.location": str(ca)}
         librdkafka |= {"ssl.ca.location": str(ca)}

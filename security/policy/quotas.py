@@ -98,6 +98,11 @@ class Quotas:
         self._meters = {Quota(name): Meter(limit, keys_max) for name, limit in limits.items()}
 
     @property
+    def limits(self) -> Mapping[Quota, RateLimit]:
+        """What is limited, and how."""
+        return {quota: meter.limit for quota, meter in self._meters.items()}
+
+    @property
     def unlimited(self) -> bool:
         """No quota has a limit: nobody needs to ask."""
         return not self._meters

@@ -26,7 +26,8 @@ from kio.schema.index import api_key_map
 
 from tests.companions.kafka.apache import ApacheKafka
 from tests.conformance.kafka_answers import ACCEPTED, Difference, comparable, differences, opened
-from tests.conformance.kafka_sequences import UNSETTLED, Answers, Sequence, Step
+from tests.conformance.kafka_script import UNSETTLED, Answers, Step
+from tests.conformance.kafka_sequences import Sequence
 from tests.conformance.kafka_side import Side, codes
 from tests.services.node_process import NodeProcess, free_port
 
@@ -146,6 +147,8 @@ async def run(kafka: Side, sprawl: Side, seeds: range, *, findings_max: int = 1_
     try:
         for seed in seeds:
             await run_sequence(seed, kafka, sprawl, report, started_ms)
+            if report.sequences % 25 == 0:
+                print(f"{report.sequences} sequences, {len(report.findings)} differences", file=sys.stderr, flush=True)
             if len(report.findings) >= findings_max:
                 break
     finally:

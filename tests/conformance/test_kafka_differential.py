@@ -13,8 +13,8 @@ from tests.conformance.kafka_answers import comparable, differences
 from tests.conformance.kafka_differential import run, started_sprawl, warm
 from tests.conformance.kafka_side import Side
 
-pytestmark = pytest.mark.services
-SEQUENCES = 20
+pytestmark = [pytest.mark.services, pytest.mark.timeout(300)]  # a JVM starts on a busy machine
+SEQUENCES = 10
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ async def test_sprawl_answers_as_kafka_does(sides: tuple[Side, Side]) -> None:
     assert report.findings == [], str(report)
     assert report.sequences == SEQUENCES
     assert sum(report.calls.values()) >= SEQUENCES * 40
-    assert max(report.joined) >= 2  # members of one group
+    assert min(report.joined) >= 2  # members of each group
 
 
 class Lying(Side):

@@ -1,4 +1,4 @@
-"""Fuzz target: groups as they are kept in the log: what comes back is a group that can be kept again, the rest is refused by name."""
+"""Fuzz target: groups as they are kept in the log: what comes back can be kept again, the rest is refused by name."""
 
 from __future__ import annotations
 

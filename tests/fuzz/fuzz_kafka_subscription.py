@@ -1,5 +1,5 @@
-"""Fuzz target: what consumers of a classic group say they subscribe to. Never an exception; what a client could have written is read
-as it was meant."""
+"""Fuzz target: what consumers of a classic group say they subscribe to. Never an exception; what a client could have written is
+read as it was meant."""
 
 from __future__ import annotations
 

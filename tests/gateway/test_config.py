@@ -28,6 +28,7 @@ from gateway.config import (
     settings,
     variable_of,
 )
+from gateway.endpoints.kafka.options import KafkaOptions
 from gateway.endpoints.rest_options import RestOptions, SseOptions
 from gateway.endpoints.websocket_options import WebSocketOptions
 from gateway.pipeline import PipelineOptions
@@ -296,6 +297,7 @@ def sections(kind: type[msgspec.Struct]) -> list[type[msgspec.Struct]]:
         ("rest", RestOptions()),
         ("sse", SseOptions()),
         ("websocket", WebSocketOptions()),
+        ("kafka", KafkaOptions()),
     ],
 )
 def test_settings_and_options_of_the_parts_agree(section: str, options: Any) -> None:

@@ -200,6 +200,39 @@ class TestPublish:
 Way = Callable[[Any, Session], Awaitable[list[bytes | None]]]
 
 
+class TestGroupsAndTransactionalIds:
+    """Names like a topic's, with actions of their own."""
+
+    async def test_roles_that_every_node_has(self, door: Any) -> None:
+        subscriber, publisher = await door.session("subscriber"), await door.session("publisher")
+        door.pipeline.authorise_group(subscriber, "a name that no topic has: $%")
+        door.pipeline.authorise_transaction(publisher, "tx 1")
+        with pytest.raises(AccessDenied) as refused:
+            door.pipeline.authorise_transaction(subscriber, "tx 1")
+        assert (refused.value.action, refused.value.resource) == ("transaction", "transactional id tx 1")
+        with pytest.raises(AccessDenied) as refused:
+            door.pipeline.authorise_group(publisher, "g" * 1_000)
+        assert refused.value.action == "group"
+        assert len(refused.value.resource) < 300
+        assert door.audited[-1][4] == "denied"
+
+    async def test_by_the_name(self, door: Any) -> None:
+        session = await door.session("subscriber", scopes=["group:billing*"])
+        assert door.pipeline.may_use_group(session, "billing-eu")
+        count = len(door.audited)
+        assert not door.pipeline.may_use_group(session, "shipping")
+        assert len(door.audited) == count, "nobody asked for it by name"
+        with pytest.raises(AccessDenied):
+            door.pipeline.authorise_group(session, "shipping")
+
+    async def test_a_revoked_token(self, door: Any) -> None:
+        token = door.token("subscriber")
+        session = await door.session(token=token)
+        door.revoke(token)
+        with pytest.raises(TokenRevoked):
+            door.pipeline.authorise_group(session, "g")
+
+
 async def by_offset(door: Any, session: Session, wait_max_ms: int = 0, offset: Any = 0) -> list[bytes | None]:
     page = await door.pipeline.read(session, "orders", 0, offset, records_max=100, bytes_max=1 << 20, wait_max_ms=wait_max_ms)
     return [found.key for found in page.records]

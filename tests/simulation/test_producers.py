@@ -15,7 +15,7 @@ import pytest
 from broker.engine.base import Appended, StateChange, StateSpace
 from broker.producers import producers
 from broker.producers.producers import Admission
-from broker.transactions import transactions
+from broker.transactions import ending, transactions
 from broker.transactions.stability import Stability
 from tests.simulation.producers import simulate
 
@@ -57,7 +57,7 @@ def believes_failed_appends(patch: pytest.MonkeyPatch) -> None:
 
 def forgets_what_was_aborted(patch: pytest.MonkeyPatch) -> None:
     """It is known until the next start."""
-    patch.setattr(transactions, "aborted_change", lambda topic_id, partition, one: StateChange(StateSpace.POSITION, b"x", None))
+    patch.setattr(ending, "aborted_change", lambda topic_id, partition, one: StateChange(StateSpace.POSITION, b"x", None))
 
 
 def shows_what_is_open(patch: pytest.MonkeyPatch) -> None:

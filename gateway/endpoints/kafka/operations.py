@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from gateway.endpoints.kafka import (
     api_versions,
+    client_quotas,
     cluster,
     configs,
     fetch,
@@ -50,6 +51,7 @@ ALWAYS: tuple[Operation, ...] = (
     *records.OPERATIONS,
     *log_dirs.OPERATIONS,
     *replicas.OPERATIONS,
+    *client_quotas.OPERATIONS,
     *producer_ids.OPERATIONS,
     *transactions_admin.OPERATIONS,
 )
@@ -69,7 +71,7 @@ FIRST = ((18, 0), (18, 3), (18, 4), (17, 0), (17, 1), (36, 0), (36, 1), (36, 2),
 
 
 def prepare_first() -> None:
-    """Before the node listens: a client that waits 100 ms for its first Metadata gives up the next one (librdkafka). Blocks."""
+    """Before the node listens: the schemas take some 100 ms to load, for which everybody else would wait. Blocks."""
     for api, version in FIRST:
         messages.prepare(api, version)
 

@@ -1,8 +1,9 @@
 """Frames: four bytes of length, then as many bytes. Small ones are cut from one buffer, large ones are read in place.
 
-The caller reads from its socket into `buffer()`, says how much came with `updated(n)`, takes what is whole with `next()`, and before
-it lets others have their turn says `settle()`: the buffer is one for all connections, and who leaves something in it gets one of
-its own until that is taken. (10,000 idle connections with 64 KiB each would be 640 MiB.)
+The caller reads from its socket into `buffer()`, says how much came with `updated(n)`, takes what is whole with `next()`, and
+says `settle()` before it lets others have their turn: the buffer is one for all connections, and who leaves something in it gets
+one of its own until that is taken. (10,000 idle connections with 64 KiB each would be 640 MiB.)
+
 A length is judged before anything is allocated for it, by the bound and then by `admit`, which may say "not now": the frame then
 stays where it is until `next` is asked again. Memory grows with what really came: whoever announces 100 MiB and sends nothing has
 1 MiB allocated.

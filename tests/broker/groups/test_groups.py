@@ -41,22 +41,24 @@ class TestMembers:
         assert {one.generation for one in left} == {joined[0].generation + 1}
 
     async def test_a_silent_member_is_found_dead_by_the_timer(self, hall: Hall) -> None:
-        joined = await hall.settle("g", 2, session_timeout_ms=200)
-        alive, dead = joined
-        deadline = asyncio.get_running_loop().time() + 10
-        while asyncio.get_running_loop().time() < deadline:
+        members = await hall.settle("g", 2)
+        sessions_ms = (60_000, 100)
+        alive, dead = await asyncio.gather(
+            *[hall.join("g", one.member_id, session_timeout_ms=ms) for one, ms in zip(members, sessions_ms, strict=True)]
+        )
+        for _ in range(2_000):
             await asyncio.sleep(0.02)
             try:
                 hall.groups.heartbeat("g", alive.member_id, None, alive.generation)
             except RebalanceUnderWay:
                 break
-        again = await hall.join("g", alive.member_id, session_timeout_ms=200)
+        again = await hall.join("g", alive.member_id)
         assert [one[0] for one in again.members] == [alive.member_id]
         with pytest.raises(MemberUnknown):
             hall.groups.heartbeat("g", dead.member_id, None, dead.generation)
 
     async def test_who_waits_and_goes_away_leaves_the_wait(self, hall: Hall) -> None:
-        first, second = await hall.settle("g", 2, session_timeout_ms=300, rebalance_timeout_ms=60_000)
+        first, second = await hall.settle("g", 2)
         waiting = asyncio.create_task(hall.join("g", first.member_id, session_timeout_ms=300))
         await asyncio.sleep(0)
         waiting.cancel()
@@ -64,7 +66,7 @@ class TestMembers:
         group = hall.groups.find("g")
         assert group is not None
         assert group.members[first.member_id].joining is None
-        again = await hall.join("g", second.member_id, session_timeout_ms=300)
+        again = await hall.join("g", second.member_id)
         assert [one[0] for one in again.members] == [second.member_id]
 
     @pytest.mark.parametrize("timeout_ms", [0, 5_999, 1_800_001])
@@ -102,7 +104,7 @@ class TestRestart:
             assert len(group.members[one.member_id].metadata("range")) == PART_BYTES + 5
 
     async def test_who_does_not_come_back_dies(self, hall: Hall) -> None:
-        await hall.settle("g", 2, session_timeout_ms=100)
+        await hall.settle("g", 2, session_timeout_ms=2_000)
         groups = await hall.again()
         for _ in range(500):
             await asyncio.sleep(0.02)

@@ -12,7 +12,7 @@ import pytest
 from broker.engine.base import Append, StateChange, StateSpace
 from broker.engine.embedded import EmbeddedEngine
 from broker.errors import AppendUnknown, BatchRefused, DiskFailed, Overloaded, UnknownTopic
-from broker.log.commit import Committer
+from broker.log.commit import WRITTEN_AT_ONCE_BYTES_MAX, Committer
 from broker.log.files import LogFile
 from broker.log.journal import ActiveJournal
 from broker.log.manifest import FileState
@@ -382,3 +382,44 @@ async def test_a_new_key_stands_in_the_view_too_before_it_is_used(start: Start, 
     for topic, flushes in (("orders", 1), ("orders", 1), ("readings", 2), ("readings", 2), ("orders", 2)):
         await append(engine, topic=topic)
         assert len(flushed) == flushes
+
+
+async def test_with_os_a_small_group_is_written_at_once_and_a_large_one_beside(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = await start(durability="os")
+    await append(engine)  # its group names the topic's key, which is synced
+    here, threads = threading.get_ident(), []
+    write = Committer._write_now
+
+    def noting(*arguments: Any) -> None:
+        threads.append(threading.get_ident())
+        write(*arguments)
+
+    monkeypatch.setattr(Committer, "_write_now", noting)
+    await append(engine)
+    await append(engine, b"v" * WRITTEN_AT_ONCE_BYTES_MAX)
+    await engine.append([], changes=[StateChange(StateSpace.POSITION, b"k", b"v")])
+    assert [thread == here for thread in threads] == [True, False, False]
+    monkeypatch.undo()
+    assert await count(await start(durability="os")) == 3
+
+
+async def test_with_os_a_refused_write_at_once_is_unknown_and_the_next_one_stands(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = await start(durability="os")
+    await append(engine)
+    trouble, write = Trouble(1), Committer._write_now
+
+    def refusing(*arguments: Any) -> None:
+        trouble.meet()
+        write(*arguments)
+
+    monkeypatch.setattr(Committer, "_write_now", refusing)
+    with pytest.raises(AppendUnknown):
+        await append(engine)
+    await until_mended(engine)
+    assert await append(engine) == 1
+    monkeypatch.undo()
+    assert await count(await start(durability="os")) == 2

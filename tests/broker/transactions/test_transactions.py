@@ -580,3 +580,36 @@ async def test_of_many_aborted_only_those_below_the_log_start_are_forgotten(shop
     assert [found.producer_id for found in left] == [two[0], one[0], two[0]]
     assert shop.stability.aborted_count == len(list(shop.engine.states(StateSpace.ABORTED))) == 3
     assert await shop.read(wait_max_ms=0) == []
+
+
+async def test_an_end_that_failed_is_overdue_in_time(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its producer need not come back for that."""
+    producer = await shop.begin("t", 0, timeout_ms=1_000)
+    await write(shop, producer, 0, b"a")
+    journal = shop.engine._committer._journal
+    assert journal is not None
+
+    def broken(position: int, buffers: object) -> int:
+        raise OSError(5, "the disk is gone")
+
+    monkeypatch.setattr(journal.file.file, "write_at", broken)
+    with pytest.raises(Exception, match="disk"):
+        await shop.transactions.end("t", producer, commit=True)
+    await shop.mended()
+    assert shop.transactions.stats().open == 1
+    shop.clock.ahead_ms = 2_000
+    assert await shop.transactions.abort_overdue() == 1
+    assert shop.stable() == shop.high() == 2
+    assert await shop.read() == []
+
+
+async def test_what_is_over_is_forgotten_where_nobody_reads(shop: Shop) -> None:
+    producer = await shop.begin("t", 0)
+    for number in range(10):
+        await shop.transactions.add_partitions("t", producer, [await shop.place(0)])
+        await write(shop, producer, number, b"a")
+        await shop.transactions.end("t", producer, commit=True)
+    topic_id = shop.broker.topic("orders").topic_id
+    assert len(shop.stability._open[topic_id][0]) == 1
+    assert shop.stable() == shop.high()
+    assert not shop.stability._open

@@ -140,8 +140,10 @@ def main() -> None:
     chosen = parser.parse_args()
     settings = dict(item.split("=", 1) for item in chosen.set)
     with tempfile.TemporaryDirectory() as temporary, ApacheKafka(chosen.home or Path(temporary), settings) as kafka:
+        ends = {signal.SIGINT, signal.SIGTERM}
+        signal.pthread_sigmask(signal.SIG_BLOCK, ends)  # after the start: a JVM that inherited this could not be stopped
         print(kafka.bootstrap, kafka.process.pid, flush=True)
-        signal.sigwait({signal.SIGINT, signal.SIGTERM})
+        signal.sigwait(ends)
 
 
 if __name__ == "__main__":

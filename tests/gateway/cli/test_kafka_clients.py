@@ -20,6 +20,7 @@ def test_both_files_are_private_and_say_the_same(tmp_path: Path) -> None:
     assert f'password="{TOKEN}";' in java["sasl.jaas.config"]
     assert (java["ssl.truststore.type"], java["ssl.truststore.location"]) == ("PEM", str(tmp_path / "ca.pem"))
     assert (librdkafka["sasl.password"], librdkafka["ssl.ca.location"]) == (TOKEN, str(tmp_path / "ca.pem"))
+    assert librdkafka["partitioner"] == "murmur2_random"
     assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o600}
 
 

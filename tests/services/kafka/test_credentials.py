@@ -1,4 +1,4 @@
-"""Who foreign clients say they are: wrong tokens, passwords by SCRAM, client certificates; by TLS, as a node has it from the start."""
+"""Who foreign clients say they are: wrong tokens, passwords by SCRAM, client certificates; all of it within TLS."""
 
 from __future__ import annotations
 
@@ -87,6 +87,7 @@ def test_java_s_tools_make_a_user_who_may_nothing_yet(own_node: KafkaNode, java:
     ]
     change = ["--alter", "--add-config", "SCRAM-SHA-512=[iterations=8192,password=a-long-enough-one]"]
     java.run("kafka.admin.ConfigCommand", *common, *change)
+    assert "iterations=8192" in java.run("kafka.admin.ConfigCommand", *common, "--describe")
     login = java_login(bootstrap, "SCRAM-SHA-512", "new", "a-long-enough-one")
     assert list_topics(java, bootstrap, login, tmp_path).strip() == ""
 

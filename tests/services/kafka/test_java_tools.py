@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from confluent_kafka import Consumer, Producer
 
 from tests.companions.kafka.java import JavaTools
 from tests.services.kafka.bootstrap import Bootstrap
@@ -27,9 +28,9 @@ class Tools:
         self._server = ["--bootstrap-server", bootstrap.address]
         self._file = str(bootstrap.java_file(folder / "client.properties"))
 
-    def run(self, tool: str, *arguments: str, stdin: str = "", config: str = "--command-config") -> str:
+    def run(self, tool: str, *arguments: str, stdin: str = "") -> str:
         name = tool if "." in tool else f"{TOOLS}.{tool}"
-        return self.java.run(name, *self._server, config, self._file, *arguments, stdin=stdin)
+        return self.java.run(name, *self._server, "--command-config", self._file, *arguments, stdin=stdin)
 
     def create(self, topic: str, *arguments: str) -> None:
         self.run("TopicCommand", "--create", "--topic", topic, *arguments)
@@ -98,6 +99,25 @@ def test_what_the_console_says_a_group_reads_and_its_offsets_are_moved(tools: To
     assert group not in tools.run(GROUPS, "--list").split()
 
 
+def test_a_group_of_the_consumer_protocol_as_its_tools_show_it(tools: Tools, topic: str) -> None:
+    """KIP-848: the client's own heartbeats, then ConsumerGroupDescribe behind --describe."""
+    tools.create(topic, "--partitions", "2")
+    said = "".join(f"{number}\n" for number in range(100))
+    tools.run("ConsoleProducer", "--topic", topic, stdin=said)
+    group = f"g-{uuid.uuid4().hex[:8]}"
+    modern = ["--command-property", "group.protocol=consumer"]
+    found = tools.console_consumer(topic, "--group", group, "--max-messages", "100", *modern)
+    assert sorted(map(int, filter(str.isdigit, found))) == list(range(100))
+    assert re.search(rf"{group}\s+Consumer", tools.run(GROUPS, "--list", "--type"))
+    assert re.search(r"uniform\s+Empty\s+0", tools.run(GROUPS, "--describe", "--group", group, "--state"))
+    lags = re.findall(rf"{topic}\s+\d\s+\d+\s+\d+\s+(\d+)", tools.run(GROUPS, "--describe", "--group", group))
+    assert lags == ["0", "0"]
+    tools.run(GROUPS, "--delete-offsets", "--group", group, "--topic", topic)
+    assert topic not in tools.run(GROUPS, "--describe", "--group", group)
+    tools.run(GROUPS, "--delete", "--group", group)
+    assert group not in tools.run(GROUPS, "--list").split()
+
+
 def test_records_are_deleted_and_offsets_are_shown(tools: Tools, topic: str, tmp_path: Path) -> None:
     tools.create(topic, "--partitions", "1")
     tools.run("ConsoleProducer", "--topic", topic, stdin="".join(f"{number}\n" for number in range(10)))
@@ -147,6 +167,22 @@ def test_a_transaction_left_open_is_listed_described_and_ended(bootstrap: Bootst
     assert f"{topic}-0" in described
     producers = tools.run("TransactionsCommand", "describe-producers", "--topic", topic, "--partition", "0")
     assert producer_id in producers
-    assert "latest:0" in tools.run("GetOffsetShell", "--topic", topic, "--time", "latest").replace(f"{topic}:0:1", "latest:0")
     tools.run("TransactionsCommand", "forceTerminateTransaction", "--transactionalId", f"{topic}-t")
     assert "Ongoing" not in tools.run("TransactionsCommand", "describe", "--transactional-id", f"{topic}-t")
+
+
+def test_the_node_and_the_members_of_a_group_are_described(bootstrap: Bootstrap, tools: Tools, topic: str) -> None:
+    broker = tools.run("kafka.admin.ConfigCommand", "--describe", "--all", "--entity-type", "brokers", "--entity-name", "1")
+    assert "  log.retention.ms=" in broker
+    tools.create(topic, "--partitions", "1")
+    tools.run("ConsoleProducer", "--topic", topic, stdin="a\n")
+    group = f"g-{uuid.uuid4().hex[:8]}"
+    member = Consumer(bootstrap.librdkafka(group_id=group, auto_offset_reset="earliest"))
+    member.subscribe([topic])
+    while not member.consume(1, timeout=0.5):
+        pass
+    assert " referee" in tools.run(GROUPS, "--describe", "--members", "--group", group)
+    assert "Stable" in tools.run(GROUPS, "--describe", "--state", "--group", group)
+    assert group in tools.run(GROUPS, "--list", "--state", "Stable")
+    member.close()
+    assert "Empty" in tools.run(GROUPS, "--describe", "--state", "--group", group)

@@ -138,7 +138,7 @@ class Kafka:
         self.node = node
         assert node.admin_token is not None
         self.admin = node.admin_token
-        self.host, self.port = node.addresses["kafka"]
+        self.host, self.port = node.addresses.get("kafka", ("", 0))
         self._clients: list[RawClient] = []
 
     @property

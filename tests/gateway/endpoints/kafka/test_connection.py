@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import socket
 from typing import Any
 
@@ -287,3 +288,17 @@ class TestStopping:
         await kafka.node.stop()
         assert await idle.closed()
         assert await waiting.closed()
+
+
+class TestListener:
+    async def test_not_where_it_is_switched_off(self, open_kafka: Any) -> None:
+        kafka = await open_kafka(listeners__kafka__enabled=False)
+        assert set(kafka.node.addresses) == {"http"}
+
+    async def test_is_described(self, kafka: Any) -> None:
+        described = kafka.node._describe()["listeners"]
+        assert described["kafka"] == {"host": kafka.host, "port": kafka.port, "tls": "plain"}
+
+    async def test_the_cluster_id_is_the_nodes(self, kafka: Any) -> None:
+        answer = await (await kafka.client()).call(METADATA, 12, topics=[])
+        assert base64.urlsafe_b64decode(answer.cluster_id + "==").hex() == kafka.node._describe()["cluster_id"]

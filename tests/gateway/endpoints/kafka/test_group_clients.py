@@ -20,7 +20,7 @@ from confluent_kafka import Consumer, KafkaError, Producer
 
 PARTITIONS, RECORDS = 6, 300
 DEADLINE_S = 60
-SESSION_MS = 2_000
+SESSION_MS, SHORT_SESSION_MS = 20_000, 2_000
 
 
 class Member(threading.Thread):
@@ -86,7 +86,7 @@ def confluent(kafka: Any, **settings: Any) -> Callable[[], Any]:
     def make() -> Any:
         config = sasl(kafka) | {"group.id": "g", "auto.offset.reset": "earliest"} | settings
         if config.get("group.protocol") != "consumer":
-            config |= {"session.timeout.ms": SESSION_MS, "heartbeat.interval.ms": 300}
+            config = {"session.timeout.ms": SESSION_MS, "heartbeat.interval.ms": 300} | config
         consumer = Consumer(config)
         consumer.subscribe(["orders"])
         return consumer
@@ -142,12 +142,13 @@ def produce(kafka: Any, first: int, count: int) -> None:
 
 
 @pytest.fixture
-async def kafka(open_kafka: Any) -> Any:
+async def kafka(open_kafka: Any, request: pytest.FixtureRequest) -> Any:
+    """Its parameter is the session timeout that members of the consumer protocol have."""
     kafka = await open_kafka(
         groups__initial_rebalance_delay_ms=100,
         groups__consumer_heartbeat_interval_ms=300,
-        groups__consumer_session_timeout_ms=SESSION_MS,
-        groups__session_timeout_ms_min=SESSION_MS,
+        groups__consumer_session_timeout_ms=getattr(request, "param", SESSION_MS),
+        groups__session_timeout_ms_min=SHORT_SESSION_MS,
     )
     client = await kafka.client()
     await client.call(19, 7, topics=[{"name": "orders", "num_partitions": PARTITIONS, "replication_factor": 1}], timeout=1_000)
@@ -215,13 +216,14 @@ while True:
 """
 
 
+@pytest.mark.parametrize("kafka", [SHORT_SESSION_MS], indirect=True)
 @pytest.mark.parametrize("protocol", ["classic", "consumer"])
 async def test_a_member_that_is_killed(kafka: Any, crowd: list[Any], protocol: str) -> None:
     """Also in the middle of a rebalance: the second one joins while the killed one's place is still kept."""
     settings = {"group.protocol": protocol}
     config = sasl(kafka) | {"group.id": "g"} | settings
     if protocol == "classic":
-        config |= {"session.timeout.ms": SESSION_MS, "heartbeat.interval.ms": 300}
+        config |= {"session.timeout.ms": SHORT_SESSION_MS, "heartbeat.interval.ms": 300}
     dying = await asyncio.create_subprocess_exec(
         sys.executable, "-c", DYING, json.dumps(config), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )

@@ -33,8 +33,8 @@ def subscription(*topics: str) -> bytes:
 async def join(client: Any, version: int = 9, member_id: str = "", group: str = "g", **fields: Any) -> Any:
     said = {"protocol_type": "consumer", "protocols": [{"name": "range", "metadata": subscription("orders")}], **fields}
     if version >= 1:
-        said["rebalance_timeout"] = 10_000
-    return await client.call(11, version, group_id=group, session_timeout=10_000, member_id=member_id, **said)
+        said["rebalance_timeout"] = 60_000
+    return await client.call(11, version, group_id=group, session_timeout=60_000, member_id=member_id, **said)
 
 
 async def enter(client: Any, version: int = 9, **fields: Any) -> Any:

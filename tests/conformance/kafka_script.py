@@ -1,0 +1,79 @@
+"""What the random sequences of `kafka_sequences.py` have in common: their state, and how a call is asked."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Generator, Mapping
+from typing import Any, TypeAlias
+
+from tests.conformance.kafka_side import Ask, Side
+
+Step: TypeAlias = list[Ask]
+Answers: TypeAlias = list[dict[str, Any]]
+Steps: TypeAlias = Generator[Step, Answers, None]
+
+SESSION_MS = 30_000
+MEMBERS = (1, 2, 3)
+# Versions from which on a call means something else on a newer broker: topics by id, what brokers ask each other, and
+# transactions that end with a new epoch (KIP-890, part 2).
+VERSION_MAX = {
+    "produce": 11,
+    "fetch": 12,
+    "offset_commit": 9,
+    "offset_fetch": 9,
+    "add_partitions_to_txn": 3,
+    "end_txn": 4,
+    "txn_offset_commit": 4,
+    "init_producer_id": 5,
+    "list_offsets": 8,
+}
+UNSETTLED = frozenset({5, 6, 9, 14, 15, 16})  # no leader yet, coordinator loading
+UNTOLD = {"include_cluster_authorized_operations?": False, "include_topic_authorized_operations?": False}
+NEVER_MS = "600000000"  # nobody says when compaction comes, so it does not
+MEMBER_ID_REQUIRED = 79
+IN_PROGRESS = frozenset({51})  # the transaction before is still being ended
+
+
+class Script:
+    """`versions` are those that both brokers serve, by name of the API."""
+
+    def __init__(self, seed: int, versions: Mapping[str, tuple[int, int]], started_ms: int) -> None:
+        self.versions, self.started_ms = versions, started_ms
+        self.tag = f"{seed}-{started_ms % 1_000_000}"  # a broker may have met this seed before
+        self.rng = random.Random(seed)
+        self.topics: dict[str, int] = {}
+        self.ends: dict[tuple[str, int], int] = {}
+        self.compacted: set[str] = set()
+        self.made = 0
+        self.calls = 0
+        self.group = f"g{self.tag}"
+        self.joined: dict[int, int] = {}  # member -> generation
+        self.seen: set[int] = set()
+        self.joins = 0
+        self.sequences: dict[tuple[str, int], int] = {}
+        self.epoch = -1
+        self.transactional_epoch = -1
+
+    def _ask(self, api: str, fields: Mapping[str, Any] | Callable[[Side], Mapping[str, Any]], **more: Any) -> Ask:
+        low, high = self.versions[api]
+        self.calls += 1
+        version = more.pop("version", None)
+        chosen = self.rng.randint(low, min(high, VERSION_MAX.get(api, high))) if version is None else version
+        resolve = fields if callable(fields) else lambda side: fields
+        return Ask(api, chosen, resolve, **more)
+
+    def _topic(self, *, wrong: bool = True) -> str:
+        if self.topics and not (wrong and self.rng.random() < 0.06):
+            return self.rng.choice(list(self.topics))
+        return f"d{self.tag}-none"
+
+    def _partition(self, topic: str, *, wrong: bool = True) -> int:
+        count = self.topics.get(topic, 1)
+        return count + 7 if wrong and self.rng.random() < 0.04 else self.rng.randrange(count)
+
+    def _end(self, topic: str, partition: int) -> int:
+        return self.ends.get((topic, partition), 0)
+
+    def version_of(self, api: str, low: int) -> int:
+        own_low, high = self.versions[api]
+        return self.rng.randint(max(low, own_low), min(high, VERSION_MAX.get(api, high)))
