@@ -302,7 +302,7 @@ def _secrets(config: Config) -> Iterator[Finding]:
     profile = home / "cli.json"
     if profile.exists():
         yield from _private(profile, "home")
-        what = "once others have tokens: `sprawl tokens revoke` it, and delete cli.json and authorization"
+        what = "once others have tokens: `sprawl tokens revoke` it, and delete the files that hold it (SECURITY.md names them)"
         yield Finding("home", Verdict.WARNING, f"{profile} holds the admin token of the first start in clear", what)
 
 

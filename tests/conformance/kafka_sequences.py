@@ -15,7 +15,7 @@ from tests.conformance.kafka_script_transactions import TransactionCalls
 
 CALLS_MIN = 40
 MEMBERS_MIN = 2  # of the group, from the beginning
-JOINS_MAX = 8  # the dice may take one member again and again
+JOINS_MAX = 20  # the dice may take one member again and again
 
 
 class Sequence(TopicCalls, GroupCalls, TransactionCalls):

@@ -49,9 +49,11 @@ class Lying(Side):
 
 
 async def test_a_lie_is_found(apache_kafka: ApacheKafka) -> None:
-    kafka, liar = Side("Kafka", apache_kafka.bootstrap), Lying("a liar", apache_kafka.bootstrap)
-    await warm(kafka)
-    report = await run(kafka, liar, range(3), findings_max=1)
+    with ExitStack() as stack:
+        kafka, liar = Side("Kafka", apache_kafka.bootstrap), Lying("a liar", *started_sprawl(stack))
+        await warm(kafka)
+        await warm(liar)
+        report = await run(kafka, liar, range(3), findings_max=1)
     assert [finding.difference.path for finding in report.findings[:1]] == ["$.responses[0].partitions[0].high_watermark"]
 
 
