@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 
 import msgspec
 
@@ -260,9 +261,14 @@ class Committer:
         self._durable_through = max(self._durable_through, through)
 
     def _drop_next(self) -> None:
+        """Not cancelled: half made it could be listed already. It is done before any file that is asked for later."""
         if self._next_journal is not None:
-            self._next_journal.cancel()
+            self._spawn(self._unlist_unused(self._next_journal))
             self._next_journal = None
+
+    async def _unlist_unused(self, prepared: asyncio.Task[ActiveJournal]) -> None:
+        with suppress(OSError):  # then it is not listed
+            self._store.unlist_unused((await prepared).file)
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -125,8 +125,19 @@ class LogStore:
         )
         file = await self.seams.executor.run("manifest", lambda: self._create(entry.path, JOURNAL_FOLDER, header))
         log_file = self.attach(entry, file)
-        await self.save_manifest()
+        try:
+            await self.save_manifest()
+        except OSError:
+            self.unlist_unused(log_file)
+            raise
         return ActiveJournal(log_file, salt, first_group)
+
+    def unlist_unused(self, file: LogFile) -> None:
+        """A journal without a group, from the next manifest on: listed for longer, it would look like one that lost its groups
+        as soon as the files that got their numbers are merged away. It stays on the disk, as an orphan, until the next start:
+        before another manifest is durable the last one may list it."""
+        del self.files[file.number]
+        file.close()
 
     def _create(self, path: str, folder: str, header: bytes) -> File:
         """Blocking."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from broker.errors import AppendUnknown, BatchRefused, DiskFailed, Overloaded, U
 from broker.log.commit import WRITTEN_AT_ONCE_BYTES_MAX, Committer
 from broker.log.files import LogFile
 from broker.log.journal import ActiveJournal
+from broker.log.layout import FILE_HEADER_BYTES, GROUP_HEADER_BYTES
 from broker.log.manifest import FileState
 from broker.log.state import Entry, Kind
 from broker.machine import RocksStore
@@ -66,9 +68,27 @@ async def count(engine: EmbeddedEngine, topic: str = "orders") -> int:
     return len(fetched.batches)
 
 
+async def append_until_one_fails(engine: EmbeddedEngine) -> int:
+    """How many landed."""
+    for landed in range(1_000):
+        try:
+            await append(engine, bytes(300))
+        except AppendUnknown:
+            return landed
+    raise AssertionError("none failed")
+
+
 async def until_mended(engine: EmbeddedEngine) -> None:
     assert engine._committer._task is not None
     await asyncio.wait_for(asyncio.wait([engine._committer._task]), HANG_S)
+
+
+async def until_merged(engine: EmbeddedEngine) -> None:
+    while engine._committer._background:
+        await asyncio.wait(engine._committer._background)
+    while engine._merging is not None and not engine._merging.done():
+        await asyncio.wait([engine._merging])
+    assert engine.stats().merges > 0
 
 
 @pytest.fixture
@@ -153,6 +173,49 @@ async def test_appends_are_refused_while_no_new_file_can_be_opened(
     engine._committer._task.cancel()
 
 
+@pytest.mark.parametrize("unused", ["its listing fails", "an append fails", "an append fails before it is listed"])
+async def test_a_journal_that_was_made_ready_in_vain_is_not_taken_for_one_that_lost_its_groups(
+    start: Start, failing_sync: Trouble, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, unused: str
+) -> None:
+    """The numbers that its groups would have had are in files merged away since, when a start dies while it writes its footer."""
+    engine = await start(journal_file_bytes=4096, merge_files_min=3)
+    real, no_list = engine._store.save_manifest, Trouble(int(unused == "its listing fails"))
+    listing, mended = asyncio.Event(), asyncio.Event()
+
+    async def save_manifest() -> None:
+        no_list.meet()
+        if unused == "an append fails before it is listed" and not listing.is_set():
+            listing.set()
+            await mended.wait()
+        await real()
+
+    monkeypatch.setattr(engine._store, "save_manifest", save_manifest)
+    landed = 0
+    while engine._committer._next_journal is None:
+        await append(engine, bytes(300))
+        landed += 1
+    if unused == "an append fails":
+        await asyncio.wait([engine._committer._next_journal])
+    if unused == "an append fails before it is listed":
+        await asyncio.wait_for(listing.wait(), HANG_S)
+    failing_sync.left = int(unused != "its listing fails")
+    landed += await append_until_one_fails(engine)  # the next journal is asked for when this one is full
+    await until_mended(engine)
+    mended.set()
+    for _ in range(50):
+        await append(engine, bytes(300))
+    await until_merged(engine)
+    await engine.close()
+    for path in (tmp_path / "data" / "journal").iterdir():
+        if path.stat().st_size == FILE_HEADER_BYTES:
+            with path.open("ab") as file:
+                file.write(b"\xa5" * (GROUP_HEADER_BYTES + 1))  # of a footer, up to where the power failed
+    again = await start()
+    assert again._store.unattributed == []
+    assert again.damage() == []
+    assert await count(again) == landed + 50
+
+
 async def test_the_queue_is_bounded_and_empties(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = await start(append_queue_bytes_max=3000)
     held = asyncio.get_running_loop().create_future()
@@ -207,11 +270,7 @@ async def test_a_view_that_failed_does_not_stop_files_from_being_sealed_and_merg
     await engine.create_topic("late", 1, {})
     for number in range(30):
         await append(engine, b"%d" % number + bytes(300), "late")
-    while engine._committer._background:
-        await asyncio.wait(engine._committer._background)
-    while engine._merging is not None and not engine._merging.done():
-        await asyncio.wait([engine._merging])
-    assert engine.stats().merges > 0
+    await until_merged(engine)
     await engine.close()
     failing_view["write"].left = 0
     again = await start()
