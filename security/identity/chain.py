@@ -23,7 +23,7 @@ class BearerToken:
     """A token as it came, without the word `Bearer`; `name` is whose it is said to be, where the protocol has room for that."""
 
     text: str = field(repr=False)
-    name: str = ""
+    name: str = field(default="", repr=False)  # some put the token here
 
 
 @dataclass(frozen=True, slots=True)
