@@ -2,7 +2,7 @@
 
 uniform   as many partitions for each as for any other, and what somebody has stays with them as far as that allows
 range     of each topic neighbouring partitions; members with the same topics have the same numbers of each, so topics with equal
-          keys are read by one member
+          keys are read by one member. Static members come first, so that one that comes back under another id has the same
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Place: TypeAlias = tuple[bytes, int]
 """A partition: topic id and number."""
 Places: TypeAlias = frozenset[Place]
 Wanted: TypeAlias = Mapping[str, Collection[Topic]]
-"""The topics of each member, by its id."""
+"""The topics of each member, by its id, in the order in which ranges are laid."""
 Assignor: TypeAlias = Callable[[Wanted, Mapping[str, Places]], dict[str, Places]]
 
 
@@ -90,7 +90,7 @@ def range_by_topic(wanted: Wanted, held: Mapping[str, Places]) -> dict[str, Plac
     has: dict[str, set[Place]] = {member: set() for member in wanted}
     topics = {topic.topic_id: topic for found in wanted.values() for topic in found}
     for topic in topics.values():
-        members = sorted([member for member in wanted if topic in wanted[member]])
+        members = [member for member in wanted if topic in wanted[member]]
         each, more = divmod(topic.partitions, len(members))
         first = 0
         for index, member in enumerate(members):

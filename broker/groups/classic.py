@@ -16,8 +16,7 @@ static leader that comes back assigns nothing). Times are monotonic milliseconds
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 
 import msgspec
@@ -33,6 +32,9 @@ from broker.groups.group_errors import (
     RebalanceUnderWay,
 )
 from broker.groups.group_options import GroupOptions
+from broker.groups.join_deadline import JoinDeadline
+from broker.groups.machine import GroupMachine
+from broker.groups.protocols import chosen, common
 
 
 class ClassicState(StrEnum):
@@ -44,29 +46,23 @@ class ClassicState(StrEnum):
     STABLE = "Stable"
 
 
-class ClassicGroup:
+class ClassicGroup(GroupMachine[Member]):
     """One group. Methods raise `GroupProblem` for what is refused at once."""
 
     kind = "classic"
 
     def __init__(self, name: str, options: GroupOptions) -> None:
-        self.name = name
+        super().__init__(name, options)
         self.state = ClassicState.EMPTY
         self.generation = 0
         self.protocol_type = ""
         self.protocol: str | None = None
         self.leader: str | None = None
-        self.members: dict[str, Member] = {}
         self.answers: list[tuple[Ticket, Answer]] = []
-        self.dirty = False
-        self._options = options
-        self._instances: dict[str, str] = {}
         self._pending: dict[str, int] = {}  # ids that were given and have not joined yet, and until when
-        self._join_until_ms = 0
+        self._deadline = JoinDeadline(options.initial_rebalance_delay_ms)
         self._sync_until_ms = 0
         self._unsynced: set[str] = set()
-        self._initial_left_ms: int | None = None  # of the first rebalance's delay; None in any other
-        self._grew = False
 
     # Requests
 
@@ -79,11 +75,11 @@ class ClassicGroup:
         elif self._pending.pop(asked.member_id, None) is not None:
             self._add(ticket, asked, asked.member_id, now_ms)
         else:
-            self._join_again(ticket, asked, self._member(asked.member_id, asked.instance_id), now_ms)
+            self._join_again(ticket, asked, self.members.known(asked.member_id, asked.instance_id), now_ms)
 
     def sync(self, ticket: Ticket, asked: Sync, now_ms: int) -> None:
         """MemberUnknown, InstanceFenced, GenerationIllegal, ProtocolInconsistent, RebalanceUnderWay, GroupFull."""
-        member = self._member(asked.member_id, asked.instance_id)
+        member = self.members.known(asked.member_id, asked.instance_id)
         self._require_generation(asked.generation)
         if asked.protocol_type not in (None, self.protocol_type) or asked.protocol not in (None, self.protocol):
             raise ProtocolInconsistent("the protocol is not the one that the group has chosen")
@@ -100,7 +96,7 @@ class ClassicGroup:
 
     def heartbeat(self, member_id: str, instance_id: str | None, generation: int, now_ms: int) -> None:
         """MemberUnknown, InstanceFenced, GenerationIllegal, RebalanceUnderWay."""
-        member = self._member(member_id, instance_id)
+        member = self.members.known(member_id, instance_id)
         self._require_generation(generation)
         member.refresh(now_ms)
         if self.state is ClassicState.PREPARING:
@@ -111,9 +107,8 @@ class ClassicGroup:
         if member_id and self._pending.pop(member_id, None) is not None:
             self._try_to_complete(now_ms)
             return
-        if not member_id and instance_id is not None:
-            member_id = self._instances.get(instance_id, "")
-        self._remove([self._member(member_id, instance_id)], now_ms)
+        holder = None if member_id else self.members.holder(instance_id)
+        self._remove([self.members.known(member_id, instance_id) if holder is None else holder], now_ms)
 
     def check_commit(self, member_id: str, instance_id: str | None, generation: int, now_ms: int, *, transaction: bool) -> None:
         """Whether this member may commit offsets now. Consumers that assign their partitions themselves have no member id and
@@ -124,7 +119,7 @@ class ClassicGroup:
             raise MemberUnknown
         if generation < 0 and self.state is ClassicState.EMPTY:
             return
-        member = self._member(member_id, instance_id)
+        member = self.members.known(member_id, instance_id)
         self._require_generation(generation)
         member.refresh(now_ms)
         if self.state is ClassicState.COMPLETING and not transaction:
@@ -139,15 +134,11 @@ class ClassicGroup:
 
     # Time
 
-    def next_ms(self) -> int | None:
-        """When `tick` has something to do, as far as is known now; never later than it really has."""
-        return min(self._times(), default=None)
-
     def _times(self) -> Iterator[int]:
         yield from self._pending.values()
         yield from (member.expires_ms for member in self.members.values() if not member.waits)
         if self.state is ClassicState.PREPARING:
-            yield self._join_until_ms
+            yield self._deadline.at_ms
         elif self._unsynced:
             yield self._sync_until_ms
 
@@ -158,10 +149,10 @@ class ClassicGroup:
         if dead:
             self._remove(dead, now_ms)
         if self.state is ClassicState.PREPARING:
-            if now_ms >= self._join_until_ms:
-                self._end_joining(now_ms)
-            else:
+            if now_ms < self._deadline.at_ms:
                 self._try_to_complete(now_ms)
+            elif not self._deadline.put_off(now_ms):
+                self._complete_joining(now_ms)
         elif self._unsynced and now_ms >= self._sync_until_ms:
             self._remove([self.members[one] for one in self._unsynced if one in self.members], now_ms)
 
@@ -169,15 +160,10 @@ class ClassicGroup:
 
     @property
     def empty(self) -> bool:
-        """Nobody is in it or about to be."""
         return not self.members and not self._pending
-
-    def size(self) -> int:
-        return sum([member.size() for member in self.members.values()])
 
     def revive(self, now_ms: int) -> None:
         """After a restart: members have a session timeout from now on."""
-        self._instances = {member.instance_id: member.id for member in self.members.values() if member.instance_id is not None}
         for member in self.members.values():
             member.refresh(now_ms)
 
@@ -191,18 +177,17 @@ class ClassicGroup:
     def _require_protocols(self, asked: Join) -> None:
         if not asked.protocol_type or not asked.protocols:
             raise ProtocolInconsistent("a protocol type and at least one protocol are needed")
-        others = [member for member in self.members.values() if member.id != asked.member_id]
-        if self.state is ClassicState.EMPTY or not others:
+        if not self.members:
             return
         if asked.protocol_type != self.protocol_type:
             raise ProtocolInconsistent("the group's members are of another protocol type")
-        if not self._common(others) & {name for name, _ in asked.protocols}:
+        if not common(self.members.values()) & {name for name, _ in asked.protocols}:
             raise ProtocolInconsistent("no protocol that the group's members know is among those offered")
 
     def _join_new(self, ticket: Ticket, asked: Join, new_id: str, now_ms: int) -> None:
         if asked.instance_id is not None:
-            if (old_id := self._instances.get(asked.instance_id)) is not None:
-                self._replace(ticket, asked, self.members[old_id], new_id, now_ms)
+            if (old := self.members.holder(asked.instance_id)) is not None:
+                self._replace(ticket, asked, old, new_id, now_ms)
             else:
                 self._add(ticket, asked, new_id, now_ms)
         elif asked.id_first:
@@ -220,15 +205,14 @@ class ClassicGroup:
         self._require_place()
         if self.state is ClassicState.EMPTY or not self.members:
             self.protocol_type = asked.protocol_type
-        member = self.members[member_id] = Member(
+        member = Member(
             member_id, asked.instance_id, asked.client_id, asked.client_host,
             asked.session_timeout_ms, asked.rebalance_timeout_ms, asked.protocols,
         )  # fmt: skip
-        if asked.instance_id is not None:
-            self._instances[asked.instance_id] = member_id
+        self.members.add(member)
         if self.leader is None:
             self.leader = member_id
-        self._grew = True
+        self._deadline.came()
         self._rebalance_with(member, ticket, asked, now_ms)
 
     def _rebalance_with(self, member: Member, ticket: Ticket, asked: Join, now_ms: int) -> None:
@@ -258,10 +242,7 @@ class ClassicGroup:
                 self.answers.append((waiting, InstanceFenced()))
         old_id, led = member.id, member.id == self.leader
         member.joining = member.syncing = None
-        del self.members[old_id]
-        member.id, member.instance_id = new_id, asked.instance_id
-        self.members[new_id] = member
-        self._instances[asked.instance_id or ""] = new_id
+        self.members.rename(member, new_id)
         if old_id in self._unsynced:
             self._unsynced = self._unsynced - {old_id} | {new_id}
         if led:
@@ -302,12 +283,9 @@ class ClassicGroup:
         self._end_syncing()
         self.state = ClassicState.PREPARING
         if first:
-            self._grew = False
-            delay_ms = self._options.initial_rebalance_delay_ms
-            self._initial_left_ms = max(0, self._rebalance_timeout_ms() - delay_ms)
-            self._join_until_ms = now_ms + delay_ms
+            self._deadline.begin_first(now_ms, self._rebalance_timeout_ms())
         else:
-            self._join_until_ms = now_ms + self._rebalance_timeout_ms()
+            self._deadline.begin(now_ms, self._rebalance_timeout_ms())
             self._try_to_complete(now_ms)
 
     def _end_syncing(self) -> None:
@@ -320,30 +298,18 @@ class ClassicGroup:
         self._unsynced.clear()
 
     def _try_to_complete(self, now_ms: int) -> None:
-        if self.state is not ClassicState.PREPARING or self._initial_left_ms is not None or self._pending:
+        if self.state is not ClassicState.PREPARING or self._deadline.is_first or self._pending:
             return
         if all(member.joining is not None for member in self.members.values()):
             self._complete_joining(now_ms)
 
-    def _end_joining(self, now_ms: int) -> None:
-        """Time is up; the first rebalance of a group waits a little longer while members keep coming (KIP-134)."""
-        left_ms = self._initial_left_ms
-        if left_ms and self._grew:
-            self._grew = False
-            delay_ms = min(self._options.initial_rebalance_delay_ms, left_ms)
-            self._initial_left_ms = left_ms - delay_ms
-            self._join_until_ms = now_ms + delay_ms
-            return
-        self._complete_joining(now_ms)
-
     def _complete_joining(self, now_ms: int) -> None:
         """The next generation: those who have joined, and static members, who are given up only when their session ends."""
-        self._initial_left_ms = None
         for member in [one for one in self.members.values() if one.joining is None and one.instance_id is None]:
             self._forget(member)
         joined = [member for member in self.members.values() if member.joining is not None]
         if self.members and not joined:
-            self._join_until_ms = now_ms + self._rebalance_timeout_ms()
+            self._deadline.begin(now_ms, self._rebalance_timeout_ms())
             return
         self.generation += 1
         if not self.members:
@@ -365,16 +331,7 @@ class ClassicGroup:
         return max([member.rebalance_timeout_ms for member in self.members.values()], default=0)
 
     def _choose(self) -> str:
-        """Each member votes for the first of its protocols that all know; the leader's order decides between equals."""
-        common = self._common(self.members.values())
-        votes = Counter(next(name for name, _ in member.protocols if name in common) for member in self.members.values())
-        most = max(votes.values())
-        leader = self.members.get(self.leader or "") or next(iter(self.members.values()))
-        return next(name for name, _ in (*leader.protocols, *((name, b"") for name in sorted(votes))) if votes[name] == most)
-
-    def _common(self, members: Iterable[Member]) -> set[str]:
-        each = [{name for name, _ in member.protocols} for member in members]
-        return set.intersection(*each) if each else set()
+        return chosen(self.members.values(), self.members.get(self.leader or "") or next(iter(self.members.values())))
 
     def _assign(self, assignments: Mapping[str, bytes], now_ms: int) -> None:
         for assignment in assignments.values():
@@ -398,17 +355,6 @@ class ClassicGroup:
 
     # Members
 
-    def _member(self, member_id: str, instance_id: str | None) -> Member:
-        if instance_id is not None:
-            holder = self._instances.get(instance_id)
-            if holder is None:
-                raise MemberUnknown
-            if holder != member_id:
-                raise InstanceFenced
-        if (member := self.members.get(member_id)) is None:
-            raise MemberUnknown
-        return member
-
     def _require_generation(self, generation: int) -> None:
         if generation != self.generation:
             raise GenerationIllegal(generation, self.generation)
@@ -426,9 +372,7 @@ class ClassicGroup:
             if waiting is not None:
                 self.answers.append((waiting, MemberUnknown()))
         member.joining = member.syncing = None
-        del self.members[member.id]
+        self.members.remove(member)
         self._unsynced.discard(member.id)
-        if member.instance_id is not None:
-            self._instances.pop(member.instance_id, None)
         if self.leader == member.id:
             self.leader = next(iter(self.members), None)

@@ -49,7 +49,7 @@ def restore(kept: Kept, options: GroupOptions, now_ms: int) -> ClassicGroup:
             member = _member(_decoder.decode(value), head.protocol)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise StorageDamaged("a group's member", str(error)) from None
-        group.members[member.id] = member
+        group.members.add(member)
     if group.members:
         group.state = ClassicState.STABLE
     group.revive(now_ms)

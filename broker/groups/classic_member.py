@@ -86,4 +86,5 @@ class Member(msgspec.Struct):
         self.expires_ms = now_ms + self.session_timeout_ms
 
     def size(self) -> int:
-        return sum([len(name) + len(metadata) for name, metadata in self.protocols]) + len(self.assignment)
+        who = len(self.id) + len(self.instance_id or "") + len(self.client_id) + len(self.client_host)
+        return who + sum([len(name) + len(metadata) for name, metadata in self.protocols]) + len(self.assignment)

@@ -1,7 +1,8 @@
 """A group of the consumer protocol (KIP-848) as a state machine: heartbeats and the passing of time in, answers out. No I/O.
 
-Everything is said in heartbeats. The group has an epoch, which grows when members come, go or change what they want, or when
-their topics change; for each epoch there is a target, who shall read what; and each member walks towards it on its own:
+Everything is said in heartbeats. The group has an epoch, which grows when members go or change what they want (those who come
+wanted nothing before), or when their topics change; for each epoch there is a target, who shall read what; and each member walks
+towards it on its own:
 
     joins (epoch 0) --> told what is free of its part --+--> STABLE at the target's epoch
                             ^                           |
@@ -27,15 +28,16 @@ from broker.groups.consumer_member import JOIN, LEAVE, LEAVE_FOR_A_WHILE, NOTHIN
 from broker.groups.group_errors import (
     AssignorUnsupported,
     GroupFull,
-    InstanceFenced,
     InstanceUnreleased,
     MemberEpochFenced,
     MemberEpochStale,
-    MemberUnknown,
 )
 from broker.groups.group_options import GroupOptions
+from broker.groups.machine import GroupMachine
 from broker.groups.offsets import DIGEST_BYTES
 from broker.groups.patterns import matching
+
+FIRST_EPOCH = 1  # Kafka's: the first member that wants something makes it 2
 
 
 class ConsumerState(StrEnum):
@@ -47,23 +49,19 @@ class ConsumerState(StrEnum):
     STABLE = "Stable"
 
 
-class ConsumerGroup:
+class ConsumerGroup(GroupMachine[ConsumerMember]):
     """One group. Methods raise `GroupProblem` for what is refused."""
 
     kind = "consumer"
     protocol_type = "consumer"
 
-    def __init__(self, name: str, options: GroupOptions, epoch: int = 0) -> None:
-        self.name = name
+    def __init__(self, name: str, options: GroupOptions, epoch: int = FIRST_EPOCH) -> None:
+        super().__init__(name, options)
         self.epoch = epoch
         self.assignment_epoch = epoch
-        self.assignor = DEFAULT
-        self.members: dict[str, ConsumerMember] = {}
-        self.dirty = False
         self.changed: set[str] = set()
-        self._options = options
-        self._instances: dict[str, str] = {}
-        self.topics_digest = b""  # of the topics that members want, with their partitions, as the target was made for
+        self.unused = True  # nobody was ever in it
+        self.topics_digest = _digest([])  # of the topics that members want, with their partitions, as the target was made for
         self._looked_ms: int | None = None
 
     # Heartbeats
@@ -78,6 +76,7 @@ class ConsumerGroup:
         if beat.pattern:
             matching(beat.pattern, ())  # refused before anything changes
         member = self._join(beat) if beat.epoch == JOIN else self._speaking(beat)
+        behind = beat.epoch != member.epoch
         before = (member.epoch, member.state, member.assigned, member.revoking, member.target)
         if self._hear(member, beat, topics, visible, now_ms):
             self._grow(member)
@@ -91,21 +90,20 @@ class ConsumerGroup:
         member.expires_ms = now_ms + self._options.consumer_session_timeout_ms
         if before != (member.epoch, member.state, member.assigned, member.revoking, member.target):
             self._change(member)
-        say = beat.full or told != member.assigned or beat.epoch != member.epoch
+        say = beat.full or behind or told != member.assigned
         return Beaten(member.id, member.epoch, member.assigned if say else None)
 
     def _join(self, beat: Beat) -> ConsumerMember:
-        holder_id = self._instances.get(beat.instance_id) if beat.instance_id is not None else None
-        if holder_id is not None and holder_id != beat.member_id:
-            return self._take_over(self.members[holder_id], beat)
+        holder = self.members.holder(beat.instance_id)
+        if holder is not None and holder.id != beat.member_id:
+            return self._take_over(holder, beat)
         if (member := self.members.get(beat.member_id)) is not None:
             return member
         if len(self.members) >= self._options.members_max:
             raise GroupFull("groups.members_max", self._options.members_max)
-        member = self.members[beat.member_id] = ConsumerMember(beat.member_id, beat.instance_id)
-        if beat.instance_id is not None:
-            self._instances[beat.instance_id] = member.id
-        self._grow(member)
+        member = ConsumerMember(beat.member_id, beat.instance_id)
+        self.members.add(member)
+        self._change(member)
         return member
 
     def _take_over(self, member: ConsumerMember, beat: Beat) -> ConsumerMember:
@@ -113,37 +111,23 @@ class ConsumerGroup:
         if not member.away:
             raise InstanceUnreleased
         self.changed.add(member.id)  # its entry goes
-        del self.members[member.id]
-        member.id, member.epoch, member.previous_epoch = beat.member_id, 0, 0
+        self.members.rename(member, beat.member_id)
+        member.epoch = member.previous_epoch = 0
         member.state, member.revoking = MemberState.STABLE, NOTHING
-        self.members[member.id] = member
-        assert beat.instance_id is not None
-        self._instances[beat.instance_id] = member.id
         self._change(member)
         return member
 
     def _speaking(self, beat: Beat) -> ConsumerMember:
         """The member, with an epoch that it was given: its own, or the one before where the last answer was lost."""
-        member = self._member(beat.member_id, beat.instance_id)
+        member = self.members.known(beat.member_id, beat.instance_id)
         if beat.epoch == member.epoch:
             return member
         if beat.epoch == member.previous_epoch and beat.owned is not None and beat.owned <= member.assigned:
             return member
         raise MemberEpochFenced(f"the member's epoch is {member.epoch}, not {beat.epoch}")
 
-    def _member(self, member_id: str, instance_id: str | None) -> ConsumerMember:
-        if instance_id is not None:
-            holder = self._instances.get(instance_id)
-            if holder is None:
-                raise MemberUnknown
-            if holder != member_id:
-                raise InstanceFenced
-        if (member := self.members.get(member_id)) is None:
-            raise MemberUnknown
-        return member
-
     def _leave(self, beat: Beat, now_ms: int) -> Beaten:
-        member = self._member(beat.member_id, beat.instance_id)
+        member = self.members.known(beat.member_id, beat.instance_id)
         if beat.epoch == LEAVE_FOR_A_WHILE and member.instance_id is not None:
             member.epoch, member.state, member.revoking = LEAVE_FOR_A_WHILE, MemberState.STABLE, NOTHING
             member.revoke_until_ms = None
@@ -157,8 +141,8 @@ class ConsumerGroup:
         self, member: ConsumerMember, beat: Beat, topics: Mapping[str, Topic], visible: Callable[[str], bool], now_ms: int
     ) -> bool:
         """Take over what is said anew; whether it changes who reads what."""
-        wanted = (member.topics, member.pattern, member.matched, member.assignor)
-        said = (member.rack_id, member.rebalance_timeout_ms, member.client_id, member.client_host)
+        wanted = (member.topics, member.pattern, member.matched)
+        said = (member.assignor, member.rack_id, member.rebalance_timeout_ms, member.client_id, member.client_host)
         if beat.rack_id is not None:
             member.rack_id = beat.rack_id
         if beat.rebalance_timeout_ms is not None:
@@ -173,9 +157,9 @@ class ConsumerGroup:
             member.looked_ms = now_ms
             member.matched = matching(member.pattern, filter(visible, topics)) if member.pattern else frozenset()
         member.client_id, member.client_host = beat.client_id, beat.client_host
-        if said != (member.rack_id, member.rebalance_timeout_ms, member.client_id, member.client_host):
+        if said != (member.assignor, member.rack_id, member.rebalance_timeout_ms, member.client_id, member.client_host):
             self._change(member)
-        return wanted != (member.topics, member.pattern, member.matched, member.assignor)
+        return wanted != (member.topics, member.pattern, member.matched)
 
     def _due(self, looked_ms: int | None, now_ms: int) -> bool:
         return looked_ms is None or now_ms - looked_ms >= self._options.consumer_refresh_ms
@@ -187,18 +171,17 @@ class ConsumerGroup:
         self._looked_ms = now_ms
         names = {name for member in self.members.values() for name in (*member.topics, *member.matched)}
         found = sorted([(topic.topic_id, topic.partitions) for name in names if (topic := topics.get(name)) is not None])
-        digest = blake2b(repr(found).encode(), digest_size=DIGEST_BYTES).digest()
+        digest = _digest(found)
         if digest != self.topics_digest:
             self.topics_digest = digest
-            self._grow(None)
+            if self.epoch == self.assignment_epoch:  # else there will be a new target anyway
+                self._grow(None)
 
     def _assign(self, topics: Mapping[str, Topic]) -> None:
-        """The target of this epoch, by the assignor that most members ask for."""
-        votes = Counter(member.assignor for member in self.members.values() if member.assignor is not None)
-        self.assignor = votes.most_common(1)[0][0] if votes else DEFAULT
+        """The target of this epoch."""
         wanted = {
             member.id: [topics[name] for name in sorted({*member.topics, *member.matched}) if name in topics]
-            for member in self.members.values()
+            for member in sorted(self.members.values(), key=lambda one: (one.instance_id is None, one.instance_id or one.id))
         }
         held = {member.id: member.target or member.assigned for member in self.members.values()}
         for member_id, target in ASSIGNORS[self.assignor](wanted, held).items():
@@ -212,10 +195,6 @@ class ConsumerGroup:
         return NOTHING.union(*[other.holds for other in self.members.values() if other is not member])
 
     # Time
-
-    def next_ms(self) -> int | None:
-        """When `tick` has something to do, as far as is known now; never later than it really has."""
-        return min(self._times(), default=None)
 
     def _times(self) -> Iterator[int]:
         for member in self.members.values():
@@ -231,7 +210,7 @@ class ConsumerGroup:
 
     def revive(self, now_ms: int) -> None:
         """After a restart: members have a session timeout from now on, and as long as they had to give up partitions."""
-        self._instances = {member.instance_id: member.id for member in self.members.values() if member.instance_id is not None}
+        self.unused = False
         for member in self.members.values():
             member.expires_ms = now_ms + self._options.consumer_session_timeout_ms
             if member.state is MemberState.UNREVOKED:
@@ -246,11 +225,17 @@ class ConsumerGroup:
         self.check_fetch(member_id, epoch, instance_id)
 
     def check_fetch(self, member_id: str, epoch: int, instance_id: str | None = None) -> None:
-        member = self._member(member_id, instance_id)
+        member = self.members.known(member_id, instance_id)
         if epoch != member.epoch:
             raise MemberEpochStale(epoch, member.epoch)
 
     # What is to be known from outside
+
+    @property
+    def assignor(self) -> str:
+        """The one that most members ask for."""
+        votes = Counter(member.assignor for member in self.members.values() if member.assignor is not None)
+        return votes.most_common(1)[0][0] if votes else DEFAULT
 
     @property
     def state(self) -> ConsumerState:
@@ -264,33 +249,27 @@ class ConsumerGroup:
         return ConsumerState.STABLE if settled else ConsumerState.RECONCILING
 
     @property
-    def empty(self) -> bool:
-        return not self.members
-
-    @property
     def generation(self) -> int:
         return self.epoch
-
-    def size(self) -> int:
-        return sum([member.size() for member in self.members.values()])
 
     # Parts
 
     def _grow(self, member: ConsumerMember | None) -> None:
-        """A new epoch; at most one between two targets."""
-        if self.epoch == self.assignment_epoch:
-            self.epoch += 1
+        """A new epoch."""
+        self.epoch += 1
         self.dirty = True
         if member is not None:
             self._change(member)
 
     def _change(self, member: ConsumerMember) -> None:
         self.changed.add(member.id)
-        self.dirty = True
+        self.dirty, self.unused = True, False
 
     def _forget(self, member: ConsumerMember) -> None:
-        del self.members[member.id]
-        if member.instance_id is not None and self._instances.get(member.instance_id) == member.id:
-            del self._instances[member.instance_id]
+        self.members.remove(member)
         self._change(member)
         self._grow(None)
+
+
+def _digest(topics: list[tuple[bytes, int]]) -> bytes:
+    return blake2b(repr(topics).encode(), digest_size=DIGEST_BYTES).digest()

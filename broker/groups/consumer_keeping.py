@@ -56,10 +56,9 @@ def restore(kept: Kept, options: GroupOptions, now_ms: int) -> ConsumerGroup:
         group.assignment_epoch, group.topics_digest = int(head.extra["assignment_epoch"]), bytes(head.extra["topics"])
         for value in kept.members:
             member = _member(_decoder.decode(value))
-            group.members[member.id] = member
+            group.members.add(member)
     except (msgspec.MsgspecError, UnicodeDecodeError, LookupError, TypeError, ValueError) as error:
         raise StorageDamaged("a group's member", str(error)) from None
-    group.assignor = head.protocol or group.assignor
     group.revive(now_ms)
     return group
 

@@ -90,7 +90,8 @@ class ConsumerMember(msgspec.Struct):
 
     def size(self) -> int:
         said = sum([len(topic) for topic in self.topics]) + sum([len(topic) for topic in self.matched])
-        return said + len(self.pattern or "") + 24 * (len(self.assigned) + len(self.revoking) + len(self.target))
+        who = len(self.id) + len(self.instance_id or "") + len(self.rack_id or "") + len(self.client_id) + len(self.client_host)
+        return who + said + len(self.pattern or "") + 24 * (len(self.assigned) + len(self.revoking) + len(self.target))
 
     def reconcile(self, target_epoch: int, owned: Places | None, held_by_others: Callable[[], Places]) -> None:
         """One step towards the target (KIP-848, "The reconciliation process"). `owned` None: it did not say."""

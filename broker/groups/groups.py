@@ -1,11 +1,8 @@
-"""The groups of a node: found, made, kept, expired. The machines decide (`classic.py`, `consumer.py`); here are their clock,
+"""The groups of a node: asked, woken, kept, expired. The machines decide (`classic.py`, `consumer.py`); here are their clock,
 their waits and their place in the log.
 
 What a machine wants kept is appended before its answers are given, so a member never learns what a restart would not know. Who
 waits in a join or a sync and goes away is taken out of the wait at once.
-
-A group is of one kind at a time. An empty one becomes the other kind when a member of that kind comes, and keeps its offsets;
-while it has members, the other kind is refused: there is no upgrade of a running group.
 """
 
 from __future__ import annotations
@@ -19,23 +16,22 @@ import msgspec
 
 from broker.engine.base import Engine
 from broker.errors import BrokerError
+from broker.groups.alarms import Alarms
+from broker.groups.bounds import Bounds
 from broker.groups.classic import ClassicGroup
 from broker.groups.classic_member import Answer, Join, Joined, Sync, Synced, Ticket
 from broker.groups.consumer import ConsumerGroup
-from broker.groups.consumer_member import JOIN, Beat, Beaten
+from broker.groups.consumer_member import Beat, Beaten
 from broker.groups.group_errors import (
     GenerationIllegal,
-    GroupFull,
-    GroupIdInvalid,
     GroupNotEmpty,
     GroupProblem,
     GroupUnknown,
     MemberUnknown,
-    ProtocolInconsistent,
-    SessionTimeoutInvalid,
 )
 from broker.groups.group_log import Group, GroupLog
 from broker.groups.group_options import GroupOptions
+from broker.groups.group_table import GroupTable
 from broker.groups.offsets import GroupOffset, GroupOffsets
 from broker.groups.subscription import PROTOCOL_TYPE, subscribed_topics
 from broker.seams import Clock, Random
@@ -58,25 +54,22 @@ class Groups:
         self.options = options or GroupOptions()
         self.offsets = GroupOffsets(engine, clock, self.options)
         self._engine, self._clock, self._random = engine, clock, random
-        self._known: dict[str, Group] | None = None
+        self._bounds = Bounds(self.options)
         self._log = GroupLog(engine, clock)
-        self._sizes: dict[str, int] = {}
-        self._bytes = 0
-        self._timers: dict[str, tuple[int, asyncio.TimerHandle]] = {}
+        self._alarms = Alarms()
+        self._table = GroupTable(self._log, self.offsets, self.options, self._alarms.cancel)
         self._expiry: asyncio.Task[None] | None = None
         self._background: set[asyncio.Task[Any]] = set()
 
     def start(self) -> None:
         """Bring the groups back, and begin to look after them. After the engine was started."""
-        for group in self._all().values():
+        for group in self._table:
             self._arm(group)
         self._expiry = asyncio.get_running_loop().create_task(self._expire_for_ever(), name="expiry of groups")
 
     async def close(self) -> None:
         """Before the engine is closed."""
-        for _, timer in self._timers.values():
-            timer.cancel()
-        self._timers.clear()
+        self._alarms.close()
         tasks = [*self._background, *([self._expiry] if self._expiry is not None else [])]
         if self._expiry is not None:
             self._expiry.cancel()
@@ -86,32 +79,28 @@ class Groups:
 
     async def join(self, name: str, asked: Join) -> Joined:
         """Waits for the other members. GroupProblem of any kind, and what the log refuses."""
-        self._check_name(name)
-        low, high = self.options.session_timeout_ms_min, self.options.session_timeout_ms_max
-        if not low <= asked.session_timeout_ms <= high:
-            raise SessionTimeoutInvalid(low, high)
-        self._check_join(asked)
-        if asked.member_id and name not in self._all():
+        self._bounds.check_name(name)
+        self._bounds.check_join(asked, self._table.bytes)
+        new = self._table.get(name) is None
+        if asked.member_id and new:
             raise MemberUnknown
         timeout_ms = min(max(asked.rebalance_timeout_ms, 0), self.options.rebalance_timeout_ms_max)
         asked = msgspec.structs.replace(asked, rebalance_timeout_ms=timeout_ms)
-        new = name not in self._all()
-        group = self._ensure_classic(name)
+        group = self._table.classic(name)
         try:
             answer = await self._wait(group, lambda ticket: group.join(ticket, asked, self._new_id(asked), self._now_ms()))
         except GroupProblem:
-            if new and group.empty and self._all().get(name) is group:
-                self._drop(group)  # it never came to be
+            if new and group.empty and group in self._table:
+                self._table.drop(group)  # it never came to be
             raise
         assert isinstance(answer, Joined)
         return answer
 
     async def sync(self, name: str, asked: Sync) -> Synced:
         """Waits for the leader. GroupProblem of any kind, and what the log refuses."""
-        group = self._require_member_group(name)
-        size = sum([len(assignment) for assignment in asked.assignments.values()])
-        if size > self.options.members_bytes_max - self._bytes:
-            raise GroupFull("groups.members_bytes_max", self.options.members_bytes_max)
+        self._bounds.check_name(name)
+        group = self._table.of_member(name)
+        self._bounds.check_sync(asked, self._table.bytes)
         answer = await self._wait(group, lambda ticket: group.sync(ticket, asked, self._now_ms()))
         assert isinstance(answer, Synced)
         return answer
@@ -119,9 +108,9 @@ class Groups:
     async def beat(self, name: str, beat: Beat, visible: Callable[[str], bool]) -> Beaten:
         """A heartbeat of the consumer protocol (KIP-848). `visible`: the topics that the member may know of. GroupUnknown, and
         what `ConsumerGroup.beat` and the log refuse."""
-        self._check_name(name)
-        self._check_beat(beat)
-        group = self._ensure_consumer(name, beat)
+        self._bounds.check_name(name)
+        self._bounds.check_beat(beat, self._table.bytes)
+        group = self._table.consumer(name, beat)
         try:
             beaten = group.beat(beat, self._engine.topics(), visible, self._now_ms())
         except GroupProblem:
@@ -133,12 +122,13 @@ class Groups:
 
     def heartbeat(self, name: str, member_id: str, instance_id: str | None, generation: int) -> None:
         """MemberUnknown, InstanceFenced, GenerationIllegal, RebalanceUnderWay."""
-        self._require_member_group(name).heartbeat(member_id, instance_id, generation, self._now_ms())
+        self._bounds.check_name(name)
+        self._table.of_member(name).heartbeat(member_id, instance_id, generation, self._now_ms())
 
     def leave(self, name: str, identities: Sequence[tuple[str, str | None]]) -> list[GroupProblem | None]:
         """Of members by id and instance id: what was wrong with each."""
-        self._check_name(name)
-        group = self._all().get(name)
+        self._bounds.check_name(name)
+        group = self._table.get(name)
         if not isinstance(group, ClassicGroup):
             return [MemberUnknown() for _ in identities]
         told: list[GroupProblem | None] = []
@@ -158,7 +148,10 @@ class Groups:
     ) -> None:
         """Durable when it returns. GroupProblem of any kind, and what the log refuses."""
         self.check_commit(name, member_id, instance_id, generation)
-        changes = self.offsets.changes(name, offsets)
+        wanted = list(offsets)
+        if wanted and self._table.get(name) is None:
+            self._table.classic(name)
+        changes = self.offsets.changes(name, wanted)
         if changes:
             await self._engine.append([], changes=changes)
 
@@ -172,18 +165,18 @@ class Groups:
         self._check_commit(name, member_id, instance_id, generation, transaction=True)
 
     def _check_commit(self, name: str, member_id: str, instance_id: str | None, generation: int, *, transaction: bool) -> None:
-        self._check_name(name, chars_min=0)  # as old clients commit that assign their partitions themselves
-        group = self._all().get(name)
+        self._bounds.check_name(name, chars_min=0)  # as old clients commit that assign their partitions themselves
+        group = self._table.get(name)
         if group is None:
             if generation >= 0:
                 raise GenerationIllegal(generation, -1)
-            group = self._make(ClassicGroup(name, self.options))
+            group = self._table.classic(name) if transaction else ClassicGroup(name, self.options)
         group.check_commit(member_id, instance_id, generation, self._now_ms(), transaction=transaction)
 
     def check_fetch(self, name: str, member_id: str | None, epoch: int) -> None:
         """Whether offsets of the group are told to this member; None and -1 where it does not say who it is. GroupProblem."""
-        self._check_name(name, chars_min=0)
-        group = self._all().get(name)
+        self._bounds.check_name(name, chars_min=0)
+        group = self._table.get(name)
         if isinstance(group, ConsumerGroup) and (member_id is not None or epoch >= 0):
             group.check_fetch(member_id or "", epoch)
 
@@ -210,11 +203,11 @@ class Groups:
     # Care
 
     def names(self) -> list[str]:
-        return sorted({*self._all(), *[name for name in self.offsets.groups() if name in self.offsets]})
+        return self._table.names()
 
     def find(self, name: str) -> Group | None:
         """Also one that a transaction's offsets have made."""
-        return self._all().get(name) or (ClassicGroup(name, self.options) if name in self.offsets else None)
+        return self._table.get(name) or (ClassicGroup(name, self.options) if name in self.offsets else None)
 
     async def delete(self, name: str) -> None:
         """With its offsets, durably. GroupUnknown, GroupNotEmpty."""
@@ -229,20 +222,19 @@ class Groups:
         """Offsets that nobody has used for `groups.offsets_retention_ms` go, and groups that have neither members nor offsets;
         returns how many offsets."""
         before_ms, gone = self._clock.now_ms() - self.options.offsets_retention_ms, 0
-        for name, group in list(self._all().items()):
-            unused = not group.empty or self._log.changed_at_ms(name) < before_ms
-            places = self.offsets.expired(name, before_ms if unused else 0, self._in_use(group))
+        for group in self._table:
+            unused = not group.empty or self._log.changed_at_ms(group.name) < before_ms
+            places = self.offsets.expired(group.name, before_ms if unused else 0, self._in_use(group))
             if places:
-                await self.delete_offsets(name, places)
+                await self.delete_offsets(group.name, places)
                 gone += len(places)
-            if self._all().get(name) is group and group.empty and name not in self.offsets:
+            if group in self._table and group.empty and group.name not in self.offsets:
                 await self._remove(group)
             await asyncio.sleep(0)
         return gone
 
     def stats(self) -> GroupStats:
-        groups = self._all()
-        return GroupStats(len(groups), sum([len(group.members) for group in groups.values()]), self._bytes)
+        return GroupStats(len(self._table), sum([len(group.members) for group in self._table]), self._table.bytes)
 
     # Parts
 
@@ -257,89 +249,18 @@ class Groups:
 
     async def _remove(self, group: Group) -> None:
         """An empty group. Whoever joins while it goes makes it anew, which is appended after."""
-        self._drop(group)
+        self._table.drop(group)
         try:
             await self._log.delete(group.name, self.offsets.removals(group.name))
         except BrokerError:
-            self._all().setdefault(group.name, group)
+            self._table.restore(group)
             raise
         self.offsets.forget(group.name)
-
-    def _drop(self, group: Group) -> None:
-        self._all().pop(group.name, None)
-        self._log.forget(group.name)
-        self._bytes -= self._sizes.pop(group.name, 0)
-        if (timer := self._timers.pop(group.name, None)) is not None:
-            timer[1].cancel()
-
-    def _check_name(self, name: str, *, chars_min: int = 1) -> None:
-        if not chars_min <= len(name) <= self.options.group_id_chars_max:
-            raise GroupIdInvalid(self.options.group_id_chars_max)
-
-    def _check_join(self, asked: Join) -> None:
-        limit = self.options.group_id_chars_max
-        if len(asked.member_id) > limit or len(asked.instance_id or "") > limit:
-            raise GroupFull("groups.group_id_chars_max", limit)
-        size = sum([len(name) + len(metadata) for name, metadata in asked.protocols])
-        if size > self.options.member_bytes_max:
-            raise GroupFull("groups.member_bytes_max", self.options.member_bytes_max)
-        if size + self._bytes > self.options.members_bytes_max:
-            raise GroupFull("groups.members_bytes_max", self.options.members_bytes_max)
 
     def _new_id(self, asked: Join) -> str:
         told = asked.instance_id or asked.client_id
         drawn = self._random.bytes(16).hex()
         return f"{told[:CLIENT_ID_CHARS_MAX]}-{drawn[:8]}-{drawn[8:12]}-{drawn[12:16]}-{drawn[16:20]}-{drawn[20:]}"
-
-    def _check_beat(self, beat: Beat) -> None:
-        limit = self.options.group_id_chars_max
-        if max(len(beat.member_id), len(beat.instance_id or ""), len(beat.rack_id or "")) > limit:
-            raise GroupFull("groups.group_id_chars_max", limit)
-        size = sum([len(topic) for topic in beat.topics or ()])
-        if size > self.options.member_bytes_max:
-            raise GroupFull("groups.member_bytes_max", self.options.member_bytes_max)
-        if size + self._bytes > self.options.members_bytes_max:
-            raise GroupFull("groups.members_bytes_max", self.options.members_bytes_max)
-
-    def _ensure_classic(self, name: str) -> ClassicGroup:
-        group = self._all().get(name)
-        if isinstance(group, ClassicGroup):
-            return group
-        if group is not None and not group.empty:
-            raise ProtocolInconsistent("the group's members are of the consumer protocol (KIP-848): stop them first")
-        made = ClassicGroup(name, self.options)
-        made.generation = 0 if group is None else group.epoch
-        self._make(made)
-        return made
-
-    def _ensure_consumer(self, name: str, beat: Beat) -> ConsumerGroup:
-        group = self._all().get(name)
-        if isinstance(group, ConsumerGroup):
-            return group
-        if beat.epoch != JOIN:
-            raise GroupUnknown(name, "does not exist" if group is None else "is not a consumer group")
-        if group is not None and not group.empty:
-            raise GroupUnknown(name, "has members of the classic protocol: stop them first")
-        made = ConsumerGroup(name, self.options, 0 if group is None else group.generation)
-        self._make(made)
-        return made
-
-    def _make(self, group: Group) -> Group:
-        """In the place of an empty one of the other kind, if there is one."""
-        groups = self._all()
-        if group.name not in groups and len(groups) >= self.options.groups_max:
-            raise GroupFull("groups.groups_max", self.options.groups_max)
-        if group.name in groups:
-            self._log.replace(group.name)
-        groups[group.name] = group
-        return group
-
-    def _require_member_group(self, name: str) -> ClassicGroup:
-        self._check_name(name)
-        group = self._all().get(name)
-        if not isinstance(group, ClassicGroup):
-            raise MemberUnknown
-        return group
 
     async def _wait(self, group: ClassicGroup, ask: Callable[[Ticket], None]) -> Answer:
         ticket: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
@@ -359,11 +280,11 @@ class Groups:
         if isinstance(group, ConsumerGroup):
             if group.dirty:
                 self._spawn(self._keep_later(group))
-            elif group.empty and group.epoch == 0:
-                self._drop(group)
+            elif group.unused:
+                self._table.drop(group)
             self._arm(group)
             return
-        self._measure(group)
+        self._table.measure(group)
         answers, group.answers = group.answers, []
         if group.dirty:
             group.dirty = False
@@ -372,14 +293,9 @@ class Groups:
             _deliver(answers)
         self._arm(group)
 
-    def _measure(self, group: Group) -> None:
-        size = group.size()
-        self._bytes += size - self._sizes.get(group.name, 0)
-        self._sizes[group.name] = size
-
     async def _save(self, group: ClassicGroup, generation: int, answers: list[tuple[Ticket, Answer]]) -> None:
         try:
-            if self._all().get(group.name) is group:  # else it was deleted, or became the other kind
+            if group in self._table:  # else it was deleted, or became the other kind
                 await self._log.save(group)
         except BrokerError as problem:
             logger.warning("group %r could not be saved: %s", group.name, problem)
@@ -391,11 +307,11 @@ class Groups:
 
     async def _keep(self, group: ConsumerGroup) -> None:
         """The members that have changed. What the log refuses is told, and kept with the next change."""
-        self._measure(group)
+        self._table.measure(group)
         self._arm(group)
         changed, group.changed, group.dirty = group.changed, set(), False
         try:
-            if self._all().get(group.name) is group:
+            if group in self._table:
                 await self._log.save_members(group, changed)
         except BrokerError:
             group.changed |= changed
@@ -409,33 +325,13 @@ class Groups:
             logger.warning("group %r could not be saved: %s", group.name, problem)
 
     def _arm(self, group: Group) -> None:
-        """Wake up when the group has something to do; heartbeats only ever put that off, so they need not come by here."""
-        next_ms, armed = group.next_ms(), self._timers.get(group.name)
-        if next_ms is None or self._all().get(group.name) is not group:
-            return
-        if armed is not None:
-            if armed[0] <= next_ms:
-                return
-            armed[1].cancel()
-        delay_s = max(0, next_ms - self._now_ms()) / 1_000
-        timer = asyncio.get_running_loop().call_later(delay_s, self._on_timer, group)
-        self._timers[group.name] = (next_ms, timer)
+        next_ms = group.next_ms()
+        if next_ms is not None and group in self._table:
+            self._alarms.arm(group.name, next_ms, self._now_ms(), lambda: self._on_time(group))
 
-    def _on_timer(self, group: Group) -> None:
-        self._timers.pop(group.name, None)
+    def _on_time(self, group: Group) -> None:
         group.tick(self._now_ms())
         self._settle(group)
-
-    def _all(self) -> dict[str, Group]:
-        """Read from the engine once. What cannot be read is left out, and made anew when it is joined."""
-        if self._known is None:
-            self._known = {}
-            for group in self._log.load(self.options):
-                self._known[group.name] = group
-                self._measure(group)
-            for name in self.offsets.groups():
-                self._known.setdefault(name, ClassicGroup(name, self.options))
-        return self._known
 
     async def _expire_for_ever(self) -> None:
         while True:

@@ -1,5 +1,5 @@
-"""Patterns of topic names that members subscribe to (KIP-848), matched by RE2 as in Kafka: linear in the length of the name,
-whatever the pattern."""
+"""Patterns of names that clients give, of topics to subscribe to (KIP-848) or of transactional ids, matched by RE2 as in Kafka:
+linear in the length of the name, whatever the pattern."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ REASON_CHARS_MAX = 200
 
 def matching(pattern: str, topics: Iterable[str]) -> frozenset[str]:
     """The names that the pattern matches from end to end. SubscriptionInvalid."""
-    match = _compiled(pattern).fullmatch
+    match = compiled(pattern).fullmatch
     return frozenset([topic for topic in topics if match(topic)])
 
 
 @lru_cache(PATTERNS_KEPT_MAX)
-def _compiled(pattern: str) -> re2._Regexp:
+def compiled(pattern: str) -> re2._Regexp:
+    """SubscriptionInvalid."""
     if len(pattern) > PATTERN_CHARS_MAX:
         raise SubscriptionInvalid(f"it has more than {PATTERN_CHARS_MAX} characters")
     options = re2.Options()

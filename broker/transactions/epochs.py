@@ -21,7 +21,8 @@ def taken_over(transactional_id: str, transaction: Transaction, expected: Produc
             return msgspec.structs.replace(transaction, state=TransactionState.EMPTY)
         if not same or expected[1] != transaction.epoch:
             raise ProducerFenced(transactional_id)
-    following = next_epoch(transaction, spare, besides=1 if transaction.is_ongoing else 0)
+    # Who goes on has the epoch that aborts what it had open; to others that epoch is never told.
+    following = next_epoch(transaction, spare, besides=1 if transaction.is_ongoing and expected is None else 0)
     last_epoch = NO_PRODUCER if expected is None else transaction.epoch
     return msgspec.structs.replace(following, last_epoch=last_epoch, state=TransactionState.EMPTY)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import struct
 from bisect import bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
@@ -24,6 +24,7 @@ from broker.errors import FormatUnsupported
 _ABORTED_KEY = struct.Struct(">16sIq")
 _ABORTED = struct.Struct("<Bqq")
 _VERSION = 1
+FORGOTTEN_AT_ONCE = 1_000  # aborted transactions, in one append
 _ATTRIBUTES_AT = 22  # the lower byte of them, in a batch's header
 _PRODUCER_ID = struct.Struct(">q")
 _PRODUCER_ID_AT = 43
@@ -160,6 +161,14 @@ class Stability:
         for place in gone:
             self.aborted_count -= len(self._aborted.pop(place).all)
         return keys
+
+    async def markers_gone(self, topic_id: bytes, partition: int, offsets: Sequence[int]) -> None:
+        found, marked = self._aborted.get((topic_id, partition)), set(offsets)
+        gone = [] if found is None else [one for one in found.all if one.marker_offset in marked]
+        for start in range(0, len(gone), FORGOTTEN_AT_ONCE):
+            some = gone[start : start + FORGOTTEN_AT_ONCE]
+            await self._engine.append([], changes=[aborted_gone(topic_id, partition, one) for one in some])
+            self.drop(topic_id, partition, some)
 
     def places(self) -> list[tuple[bytes, int]]:
         """Topic ids and partitions that have aborted transactions."""

@@ -254,6 +254,7 @@ class Transactions:
                 return await self._as_it_is(held)
             if commit:
                 raise InvalidTransactionState("there is nothing to commit")
+            transaction = msgspec.structs.replace(transaction, started_ms=self._clock.now_ms())  # it had none of its own
         following, epoch = transaction, transaction.epoch
         if bumps:
             following, epoch = next_epoch(transaction, spare), epoch + 1
@@ -487,6 +488,8 @@ class Transactions:
                     await self.expire()
             except (BrokerError, KeyProblem, OSError) as problem:
                 logger.warning("looking after transactions is put off: %s", problem)
+            except Exception:  # a mistake of ours with one of them must not leave all others open for ever
+                logger.exception("looking after transactions failed")
 
     async def abort_overdue(self) -> int:
         """Aborts transactions that are open for longer than their timeout, and fences their producers; how many."""
@@ -508,14 +511,25 @@ class Transactions:
     async def expire(self) -> None:
         """Lets go of what is out of date: transactional ids, producers, aborted transactions whose records are gone."""
         before_ms = self._clock.now_ms() - self._options.expiration_ms
-        idle = [id for id, transaction in self.all() if not transaction.is_ongoing and transaction.updated_ms < before_ms]
-        for transactional_id in idle[:CHANGES_AT_ONCE]:
-            held = self._held[transactional_id]
-            if held.waiter is None:
-                del self._held[transactional_id]
-                await self._engine.append([], changes=[transaction_change(transactional_id, None)])
+        await self._drop_ids(before_ms)
         await self._producers.expire()
         await self._drop_aborted()
+
+    async def _drop_ids(self, before_ms: int) -> None:
+        """Looked at and let go in one turn: an id that is used while others go must not go with them."""
+        idle = [id for id, transaction in self.all() if not transaction.is_ongoing and transaction.updated_ms < before_ms]
+        gone = {id: self._held[id] for id in idle if self._held[id].waiter is None}
+        gone = dict(list(gone.items())[:CHANGES_AT_ONCE])
+        if not gone:
+            return
+        for id in gone:
+            del self._held[id]
+        try:
+            await self._engine.append([], changes=[transaction_change(id, None) for id in gone])
+        except BaseException:
+            for id, held in gone.items():
+                self._held.setdefault(id, held)
+            raise
 
     async def _drop_aborted(self) -> None:
         for at, (topic_id, partition) in enumerate(self._stability.places()):

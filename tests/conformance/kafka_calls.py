@@ -24,10 +24,13 @@ from kio.index import load_payload_module
 from kio.schema.index import api_key_map
 from kio.serial import entity_reader, entity_writer
 from kio.static.constants import EntityType
+from kio.static.primitive import i64
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 APIS = {name: key for key, name in api_key_map.items()}
 ANSWER_S = 30.0
+TIMELESS = frozenset({"describe_transactions"})
+KIND = frozenset({"__type__", "__version__", "__flexible__", "__api_key__", "__header_schema__"})
 
 
 class KafkaCalls:
@@ -90,7 +93,21 @@ def _schemas(api: str, version: int) -> tuple[Any, Any]:
             if getattr(entity, "__type__", None) is kind and entity.__module__ == module.__name__
         ]
     request, response = found
-    return request, response
+    return request, timeless(response) if api in TIMELESS else response
+
+
+def timeless(entity: Any) -> Any:
+    """The same, where times are milliseconds: kio cannot read a time of -1 where none is foreseen."""
+    parts: list[tuple[str, Any, Any]] = []
+    for field in dataclasses.fields(entity):
+        hint, metadata = _hints(entity)[field.name], dict(field.metadata)
+        if metadata.get("kafka_type") == "datetime_i64":
+            hint, metadata["kafka_type"] = i64, "int64"
+        elif dataclasses.is_dataclass(_inner(hint)):
+            hint = types.GenericAlias(tuple, (timeless(_inner(hint)), ...))
+        parts.append((field.name, hint, dataclasses.field(default=field.default, metadata=metadata)))
+    own = {name: value for name, value in vars(entity).items() if name in KIND}
+    return dataclasses.make_dataclass(entity.__name__, parts, namespace=own, frozen=True, slots=True, kw_only=True)
 
 
 def build(schema: Any, fields: Mapping[str, Any]) -> Any:

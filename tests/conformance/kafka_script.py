@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import uuid
 from collections.abc import Callable, Generator, Mapping
 from typing import Any, TypeAlias
 
@@ -14,19 +15,11 @@ Steps: TypeAlias = Generator[Step, Answers, None]
 
 SESSION_MS = 30_000
 MEMBERS = (1, 2, 3)
-# Versions from which on a call means something else on a newer broker: topics by id, what brokers ask each other, and
-# transactions that end with a new epoch (KIP-890, part 2).
-VERSION_MAX = {
-    "produce": 11,
-    "fetch": 12,
-    "offset_commit": 9,
-    "offset_fetch": 9,
-    "add_partitions_to_txn": 3,
-    "end_txn": 4,
-    "txn_offset_commit": 4,
-    "init_producer_id": 5,
-    "list_offsets": 8,
-}
+# Versions above are those in which brokers ask each other.
+VERSION_MAX = {"add_partitions_to_txn": 3}
+# From these on topics have ids instead of names.
+IDS_FROM = {"produce": 13, "fetch": 13, "offset_commit": 10, "offset_fetch": 10}
+NO_SUCH_ID = str(uuid.UUID(int=0xD1FF))
 UNSETTLED = frozenset({5, 6, 9, 14, 15, 16})  # no leader yet, coordinator loading
 UNTOLD = {"include_cluster_authorized_operations?": False, "include_topic_authorized_operations?": False}
 NEVER_MS = "600000000"  # nobody says when compaction comes, so it does not
@@ -43,6 +36,7 @@ class Script:
         self.rng = random.Random(seed)
         self.topics: dict[str, int] = {}
         self.ends: dict[tuple[str, int], int] = {}
+        self.trimmed: set[tuple[str, int]] = set()  # partitions of which records were deleted
         self.compacted: set[str] = set()
         self.made = 0
         self.calls = 0
@@ -50,15 +44,18 @@ class Script:
         self.joined: dict[int, int] = {}  # member -> generation
         self.seen: set[int] = set()
         self.joins = 0
+        self.static_group = f"s{self.tag}"
+        self.static: dict[int, int] = {}
+        self.consumer_group = f"c{self.tag}"
+        self.consumers: dict[int, int] = {}  # member -> epoch
+        self.lives = 0
         self.sequences: dict[tuple[str, int], int] = {}
         self.epoch = -1
-        self.transactional_epoch = -1
 
     def _ask(self, api: str, fields: Mapping[str, Any] | Callable[[Side], Mapping[str, Any]], **more: Any) -> Ask:
-        low, high = self.versions[api]
         self.calls += 1
         version = more.pop("version", None)
-        chosen = self.rng.randint(low, min(high, VERSION_MAX.get(api, high))) if version is None else version
+        chosen = self.version_of(api) if version is None else version
         resolve = fields if callable(fields) else lambda side: fields
         return Ask(api, chosen, resolve, **more)
 
@@ -74,6 +71,13 @@ class Script:
     def _end(self, topic: str, partition: int) -> int:
         return self.ends.get((topic, partition), 0)
 
-    def version_of(self, api: str, low: int) -> int:
-        own_low, high = self.versions[api]
-        return self.rng.randint(max(low, own_low), min(high, VERSION_MAX.get(api, high)))
+    def version_of(self, api: str, low: int = 0, high: int = 99) -> int:
+        own_low, own_high = self.versions[api]
+        return self.rng.randint(max(low, own_low), min(high, own_high, VERSION_MAX.get(api, own_high)))
+
+
+def about(api: str, version: int, topic: str, side: Side, name: str = "name") -> dict[str, Any]:
+    """The topic as this version names it."""
+    if version < IDS_FROM.get(api, 99):
+        return {name: topic}
+    return {"topic_id": uuid.UUID(side.id(f"topic:{topic}", NO_SUCH_ID))}

@@ -11,10 +11,10 @@ from tests.conformance.kafka_script import (
     MEMBERS,
     SESSION_MS,
     UNSETTLED,
-    VERSION_MAX,
     Answers,
     Script,
     Steps,
+    about,
 )
 from tests.conformance.kafka_side import Ask, Side
 
@@ -30,7 +30,7 @@ class GroupCalls(Script):
         others = [other for other in self.joined if other != member]
         step = [self._join(member)]
         if others:
-            step += [self._heartbeat(others[0], through=0), *[self._join(other) for other in others]]
+            step += [self._notice(others[0]), *[self._join(other) for other in others]]
         answers = yield step
         self._remember([member, *others], [answers[0], *answers[2:]])
         yield from self._sync()
@@ -44,7 +44,7 @@ class GroupCalls(Script):
     def _join(self, member: int) -> Ask:
         self.joins += 1
         # A member that says something new is a rebalance, whoever leads the group.
-        metadata = _subscription(next(iter(self.topics), "none"), b"join %d" % self.joins)
+        metadata = subscription(next(iter(self.topics), "none"), b"join %d" % self.joins)
         return self._ask(
             "join_group",
             lambda side: {
@@ -102,6 +102,10 @@ class GroupCalls(Script):
             member=member if through is None else through,
         )
 
+    def _notice(self, member: int) -> Ask:
+        """A member hears of the rebalance, once the join before has come to be known, and before anybody joins again."""
+        return self._heartbeat(member, through=0)._replace(until=lambda told: told["error_code"] != 0, alone=True)
+
     def heartbeat(self) -> Steps:
         yield [self._heartbeat(self.rng.choice(MEMBERS), wrong=self.rng.random() < 0.2)]
 
@@ -145,6 +149,7 @@ class GroupCalls(Script):
             "committed_leader_epoch?": -1,
             "committed_metadata": self.rng.choice(["", "where I was", None, "x" * 5000]),
         }
+        version = self.version_of("offset_commit")
         yield [
             self._ask(
                 "offset_commit",
@@ -154,28 +159,36 @@ class GroupCalls(Script):
                     "member_id": side.id(f"member:{member}") if member else "",
                     "group_instance_id?": None,
                     "retention_time?": -1,
-                    "topics": [{"name": topic, "partitions": [wanted]}],
+                    "topics": [{**about("offset_commit", version, topic, side), "partitions": [wanted]}],
                 },
+                version=version,
                 member=member,
                 again=UNSETTLED,
             )
         ]
 
     def fetch_offsets(self) -> Steps:
-        low, high = self.versions["offset_fetch"]
-        version = self.rng.randint(low, min(high, VERSION_MAX["offset_fetch"]))
-        topic = self._topic()
-        topics: Any = [{"name": topic, "partition_indexes": [self._partition(topic), 0]}]
-        if version >= 2 and self.rng.random() < 0.3:
-            topics = None
-        if version >= 8:
-            fields: dict[str, Any] = {
-                "groups": [{"group_id": self.group, "member_id?": None, "member_epoch?": -1, "topics": topics}],
-                "require_stable": self.rng.random() < 0.3,
-            }
-        else:
-            fields = {"group_id": self.group, "topics": topics, "require_stable?": False}
-        yield [self._ask("offset_fetch", fields, version=version, again=UNSETTLED)]
+        version = self.version_of("offset_fetch")
+        topic, everything = self._topic(), version >= 2 and self.rng.random() < 0.3
+        partitions = [self._partition(topic), 0]
+        stable = self.rng.random() < 0.3
+
+        def fields(side: Side) -> Mapping[str, Any]:
+            named = {**about("offset_fetch", version, topic, side), "partition_indexes": partitions}
+            topics = None if everything else [named]
+            if version < 8:
+                return {"group_id": self.group, "topics": topics, "require_stable?": stable}
+            group = {"group_id": self.group, "member_id?": None, "member_epoch?": -1, "topics": topics}
+            return {"groups": [group], "require_stable": stable}
+
+        yield [self._ask("offset_fetch", fields, version=version, again=UNSETTLED, until=self._only_those_there)]
+
+    def _only_those_there(self, told: dict[str, Any]) -> bool:
+        """Kafka lets go of the offsets of a deleted topic some time after it has answered."""
+        topics = told["topics"] if "topics" in told else told["groups"][0]["topics"]
+        return all(
+            one["name"] in self.topics for one in topics if "name" in one and one["partitions"][0]["committed_offset"] >= 0
+        )
 
     def delete_offsets(self) -> Steps:
         topic = self._topic()
@@ -191,19 +204,18 @@ class GroupCalls(Script):
         else:
             fields = {"key": self.group, "key_type?": 0}
         yield [self._ask("find_coordinator", fields, version=version)]
-        yield [
-            self._ask(
-                "list_groups",
-                {"states_filter?": [], "types_filter?": []},
-                look=lambda told: [one for one in told["groups"] if one["group_id"].startswith(self.group)],
-            )
-        ]
+        states = self.rng.choice([[], [], ["Stable"], ["stable", "Empty"], ["PreparingRebalance"], ["Nonsense"]])
+        types = self.rng.choice([[], [], ["classic"], ["Consumer"], ["classic", "consumer"], ["nonsense"]])
+        yield [self._ask("list_groups", {"states_filter?": states, "types_filter?": types}, look=self._own_groups)]
+
+    def _own_groups(self, told: dict[str, Any]) -> dict[str, Any]:
+        return {**told, "groups": [one for one in told["groups"] if self.tag in one["group_id"]]}
 
     def delete_groups(self) -> Steps:
         yield [self._ask("delete_groups", {"groups_names": [self.group, f"none-{self.tag}"]})]
 
 
-def _subscription(topic: str, user_data: bytes) -> bytes:
+def subscription(topic: str, user_data: bytes) -> bytes:
     """ConsumerProtocolSubscription, version 0: Kafka reads it, and leaves members waiting whose metadata it cannot read."""
     name = topic.encode()
     return struct.pack(f">hih{len(name)}si", 0, 1, len(name), name, len(user_data)) + user_data

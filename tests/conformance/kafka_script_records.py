@@ -8,14 +8,17 @@ from typing import Any
 from kafka.record.default_records import DefaultRecordBatchBuilder
 
 from tests.conformance.kafka_script import (
+    IN_PROGRESS,
     UNSETTLED,
-    VERSION_MAX,
     Answers,
     Script,
     Step,
     Steps,
+    about,
 )
 from tests.conformance.kafka_side import Side
+
+YOUNGEST = -3  # the record with the newest timestamp (KIP-734)
 
 
 class RecordCalls(Script):
@@ -79,11 +82,14 @@ class RecordCalls(Script):
         *,
         acks: int | None = None,
         transactional_id: str | None = None,
-        high: int | None = None,
+        low: int = 0,
+        high: int = 99,
     ) -> Generator[Step, Answers, dict[str, Any] | None]:
+        version = self.version_of("produce", low, high)
+
         def fields(side: Side) -> Mapping[str, Any]:
             records = batch(side) if callable(batch) else batch
-            data = [{"name": topic, "partition_data": [{"index": partition, "records": records}]}]
+            data = [{**about("produce", version, topic, side), "partition_data": [{"index": partition, "records": records}]}]
             return {
                 "transactional_id": transactional_id,
                 "acks": chosen,
@@ -92,7 +98,8 @@ class RecordCalls(Script):
             }
 
         chosen = self.rng.choice([1, -1, -1]) if acks is None else acks
-        (answer,) = yield [self._ask("produce", fields)]
+        again = IN_PROGRESS if transactional_id is not None else frozenset()
+        (answer,) = yield [self._ask("produce", fields, version=version, again=again)]
         told = answer["responses"][0]["partition_responses"][0] if answer["responses"] else None
         if told is not None and told["error_code"] == 0:
             wanted = {"partition_index": partition, "timestamp": -1}
@@ -137,23 +144,29 @@ class RecordCalls(Script):
             "isolation_level": self.rng.choice([0, 1]),
             "session_id?": 0,
             "session_epoch?": -1,
-            "topics": [{"topic": topic, "partitions": [wanted]}],
             "forgotten_topics_data?": [],
             "rack_id?": "",
         }
-        yield [self._ask("fetch", fields)]
+        version = self.version_of("fetch")
+
+        def asked(side: Side) -> Mapping[str, Any]:
+            return {**fields, "topics": [{**about("fetch", version, topic, side, "topic"), "partitions": [wanted]}]}
+
+        yield [self._ask("fetch", asked, version=version)]
 
     def list_offsets(self) -> Steps:
         topic = self._topic()
-        low, high = self.versions["list_offsets"]
-        high = min(high, VERSION_MAX["list_offsets"])
-        timestamp = self.rng.choice([-1, -2, self.started_ms + self.rng.randrange(-120_000, 120_000), -3, -4])
-        version = self.rng.randint(max(low, {-3: 7, -4: 8}.get(timestamp, low)), high)
-        wanted = {"partition_index": self._partition(topic), "current_leader_epoch?": -1, "timestamp": timestamp}
+        timestamp = self.rng.choice([-1, -2, self.started_ms + self.rng.randrange(-120_000, 120_000), YOUNGEST, -4, -5])
+        partition = self._partition(topic)
+        if timestamp == YOUNGEST and (topic, partition) in self.trimmed:
+            timestamp = -1  # Kafka tells a record that was deleted, until its file goes
+        version = self.version_of("list_offsets", {YOUNGEST: 7, -4: 8, -5: 9}.get(timestamp, 0))
+        wanted = {"partition_index": partition, "current_leader_epoch?": -1, "timestamp": timestamp}
         fields = {
             "replica_id?": -1,
             "isolation_level?": self.rng.choice([0, 1]),
             "topics": [{"name": topic, "partitions": [wanted]}],
+            "timeout?": 10_000,
         }
         yield [self._ask("list_offsets", fields, version=version)]
 

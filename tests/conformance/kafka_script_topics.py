@@ -165,13 +165,32 @@ class TopicCalls(Script):
         partition = self._partition(topic)
         offset = self.rng.choice([-1, 0, self._end(topic, partition) // 2, self._end(topic, partition) + 5])
         wanted = {"name": topic, "partitions": [{"partition_index": partition, "offset": offset}]}
-        yield [self._ask("delete_records", {"topics": [wanted], "timeout": 10_000})]
+        (answer,) = yield [self._ask("delete_records", {"topics": [wanted], "timeout": 10_000})]
+        if answer["topics"][0]["partitions"][0]["low_watermark"] > 0:
+            self.trimmed.add((topic, partition))
 
     def metadata(self) -> Steps:
         low, high = self.versions["metadata"]
         version = self.rng.randint(max(low, 4), high)
         names = [{"name": self._topic(), "topic_id?": None} for _ in range(self.rng.choice([1, 2]))]
         yield [self._ask("metadata", {"topics": names, "allow_auto_topic_creation?": False, **UNTOLD}, version=version)]
+
+    def describe_partitions(self) -> Steps:
+        """DescribeTopicPartitions (KIP-966), in pages."""
+        names = sorted({self._topic() for _ in range(self.rng.choice([1, 2, 3]))})
+        cursor = None
+        if self.rng.random() < 0.3:
+            cursor = {"topic_name": self.rng.choice(names), "partition_index": self.rng.choice([0, 1, 2])}
+        yield [
+            self._ask(
+                "describe_topic_partitions",
+                {
+                    "topics": [{"name": name} for name in names],
+                    "response_partition_limit": self.rng.choice([2_000, 2_000, 1, 3, 0]),
+                    "cursor": cursor,
+                },
+            )
+        ]
 
     def look_at_replicas(self) -> Steps:
         topic = self._topic()

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from tests.conformance.kafka_script import Steps
-from tests.conformance.kafka_script_groups import GroupCalls
+from tests.conformance.kafka_script_consumers import ConsumerCalls
+from tests.conformance.kafka_script_static import StaticCalls
 from tests.conformance.kafka_script_topics import TopicCalls
 from tests.conformance.kafka_script_transactions import TransactionCalls
 
@@ -18,7 +19,7 @@ MEMBERS_MIN = 2  # of the group, from the beginning
 JOINS_MAX = 20  # the dice may take one member again and again
 
 
-class Sequence(TopicCalls, GroupCalls, TransactionCalls):
+class Sequence(TopicCalls, TransactionCalls, StaticCalls, ConsumerCalls):
     """`versions` are those that both brokers serve, by name of the API."""
 
     def __init__(self, seed: int, versions: Mapping[str, tuple[int, int]], started_ms: int) -> None:
@@ -31,6 +32,7 @@ class Sequence(TopicCalls, GroupCalls, TransactionCalls):
             (3, self.alter_configs, ("incremental_alter_configs", "alter_configs")),
             (3, self.delete_records, ("delete_records",)),
             (4, self.metadata, ("metadata",)),
+            (2, self.describe_partitions, ("describe_topic_partitions",)),
             (12, self.produce, ("produce",)),
             (4, self.produce_wrongly, ("produce",)),
             (8, self.produce_idempotently, ("produce", "init_producer_id")),
@@ -46,10 +48,13 @@ class Sequence(TopicCalls, GroupCalls, TransactionCalls):
             (3, self.look_at_groups, ("list_groups", "describe_groups", "find_coordinator")),
             (1, self.delete_groups, ("delete_groups",)),
             (
-                4,
+                3,
                 self.transact,
                 ("init_producer_id", "add_partitions_to_txn", "end_txn", "add_offsets_to_txn", "txn_offset_commit"),
             ),
+            (3, self.transact_by_joining, ("init_producer_id", "end_txn", "txn_offset_commit")),
+            (4, self.look_after_static, ("join_group", "sync_group", "heartbeat", "leave_group")),
+            (4, self.look_after_consumers, ("consumer_group_heartbeat", "consumer_group_describe")),
             (1, self.look_at_replicas, ("elect_leaders", "list_partition_reassignments", "describe_log_dirs")),
         ]
 
@@ -64,5 +69,7 @@ class Sequence(TopicCalls, GroupCalls, TransactionCalls):
             ((_, action, _),) = self.rng.choices(possible, weights)
             yield from action()
         yield from self._leave_all()
+        yield from self.leave_static()
+        yield from self.leave_consumers()
         if self.topics:
             yield from self._delete(list(self.topics))

@@ -23,7 +23,8 @@ class Ask(NamedTuple):
     """One call. `fields` are made for each side, as ids differ; `binds` names ids in the answer.
 
     `again` are error codes by which a broker says "in a moment", and `until` what is waited for: both are asked again until then
-    (Kafka ends transactions and spreads metadata in the background). `look` says what of the answer is compared."""
+    (Kafka ends transactions and spreads metadata in the background). `look` says what of the answer is compared. `alone`: the
+    calls behind it in its step go out once it is answered."""
 
     api: str
     version: int
@@ -34,6 +35,7 @@ class Ask(NamedTuple):
     forgets: tuple[str, ...] = ()
     until: Callable[[Any], bool] = lambda told: True
     look: Callable[[Any], Any] = lambda told: told
+    alone: bool = False
 
 
 class Side:
@@ -59,7 +61,8 @@ class Side:
         self._connections = []
 
     def id(self, name: str, default: Any = None) -> Any:
-        return self._ids.get(name, default)
+        """Also by a name that it has no more."""
+        return self._ids.get(name, self._forgotten.get(name, default))
 
     async def run(self, step: list[Ask]) -> list[dict[str, Any]]:
         """All at once, in this order."""
@@ -68,7 +71,10 @@ class Side:
         tasks = []
         for ask in step:
             tasks.append(asyncio.create_task(self._ask(ask)))
-            await asyncio.sleep(ORDER_S)
+            if ask.alone:
+                await asyncio.wait(tasks[-1:])
+            else:
+                await asyncio.sleep(ORDER_S)
         return list(await asyncio.gather(*tasks))
 
     async def _ask(self, ask: Ask) -> dict[str, Any]:
@@ -80,6 +86,8 @@ class Side:
             await asyncio.sleep(RETRY_S)
         for name, find in ask.binds.items():
             if (found := find(answer)) not in (None, "", -1):
+                if self._ids.get(name, found) != found:
+                    self._forgotten[former(name)] = self._ids[name]
                 self._ids[name] = found
         for name in ask.forgets:
             self._forgotten[name] = self._ids.pop(name, "")
@@ -90,15 +98,20 @@ class Side:
         return await self._connections[0].call(api, version, **fields)
 
     def members(self) -> list[str]:
-        """Names of the members that have an id."""
-        return [name for name in self._ids if name.startswith("member:")]
+        """Names of the members that have an id, or had one."""
+        return [name for name in {**self._ids, **self._forgotten} if "member:" in name]
 
     def plain(self, answer: Any) -> Any:
         """With names for ids."""
         ids = {**self._forgotten, **self._ids}
-        names = {value: name for name, value in ids.items() if value and not isinstance(value, int) and name != "leader"}
-        numbers = {value: name for name, value in self._ids.items() if isinstance(value, int)}
+        names = {value: name for name, value in ids.items() if value and isinstance(value, str) and not name.endswith("leader")}
+        numbers = {value: name for name, value in self._ids.items() if name.startswith(("producer", "writer"))}
         return _named(answer, names, numbers)
+
+
+def former(name: str) -> str:
+    """By which the id before goes, once there is another."""
+    return f"former {name}"
 
 
 def codes(answer: Any) -> frozenset[int]:

@@ -11,7 +11,9 @@ from typing import Any
 from gateway.endpoints.kafka.call import Call
 from gateway.endpoints.kafka.operation import Operation
 from gateway.endpoints.kafka.refusal import REFUSED, Refusal, told
+from gateway.endpoints.kafka.turns import in_turns
 from gateway.wire.kafka.error_codes import ErrorCode
+from security.policy.quotas import Quota
 
 GROUP, TRANSACTION = 0, 1
 KEYS_VERSION = 4
@@ -19,10 +21,12 @@ NO_NODE = -1
 
 
 async def find_coordinator(call: Call, request: Any) -> dict[str, Any]:
+    call.node.pipeline.charge(call.session, Quota.REQUESTS, 1)
     key_type = getattr(request, "key_type", GROUP)
     if call.version < KEYS_VERSION:
         return _coordinator(call, request.key, key_type)
-    return {"coordinators": [_coordinator(call, key, key_type) for key in request.coordinator_keys]}
+    keys = dict.fromkeys(request.coordinator_keys)
+    return {"coordinators": [_coordinator(call, key, key_type) async for key in in_turns(keys)]}
 
 
 def _coordinator(call: Call, key: str, key_type: int) -> dict[str, Any]:

@@ -30,6 +30,7 @@ async def join_group(call: Call, request: Any) -> dict[str, Any]:
     try:
         call.node.pipeline.authorise_group(call.session, request.group_id)
         joined = await call.node.groups.join(request.group_id, _join(call, request))
+        call.node.pipeline.authorise_group(call.session, request.group_id)  # it waited, and rights may have changed
     except REFUSED as error:
         member_id = error.member_id if isinstance(error, MemberIdRequired) else request.member_id
         return _join_refused(call, code_of(error), member_id)
@@ -96,6 +97,7 @@ async def sync_group(call: Call, request: Any) -> dict[str, Any]:
     try:
         call.node.pipeline.authorise_group(call.session, request.group_id)
         synced = await call.node.groups.sync(request.group_id, asked)
+        call.node.pipeline.authorise_group(call.session, request.group_id)  # as above
     except REFUSED as error:
         return {"error_code": code_of(error), "protocol_type": None, "protocol_name": None, "assignment": b""}
     return {

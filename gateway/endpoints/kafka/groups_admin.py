@@ -3,6 +3,8 @@
 ListGroups      shows the groups that the session may use; 4+ by state (KIP-518), 5 by type (KIP-848)
 DescribeGroups  classic groups; any other is "Dead", from 6 on GROUP_ID_NOT_FOUND (KIP-1043)
 DeleteGroups    of either kind, with their offsets, once they have no members
+
+A group that a request names again and again is answered once.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ from gateway.endpoints.kafka.call import Call
 from gateway.endpoints.kafka.group_codes import code_of
 from gateway.endpoints.kafka.operation import Operation
 from gateway.endpoints.kafka.refusal import REFUSED, told
+from gateway.endpoints.kafka.turns import in_turns
 from security.policy.model import Action
+from security.policy.quotas import Quota
 
 DEAD = "Dead"
 NOT_FOUND_VERSION = 6
@@ -25,10 +29,11 @@ EVERY_OPERATION = 1 << 3 | 1 << 6 | 1 << 8  # AclOperation's read, delete, descr
 
 
 async def list_groups(call: Call, request: Any) -> dict[str, Any]:
+    call.node.pipeline.charge(call.session, Quota.REQUESTS, 1)
     states = {state.lower() for state in getattr(request, "states_filter", ())}
     types = {kind.lower() for kind in getattr(request, "types_filter", ())}
     found = []
-    for name in call.node.groups.names():
+    async for name in in_turns(call.node.groups.names()):
         group = call.node.groups.find(name)
         if group is None or not call.node.pipeline.may_use_group(call.session, name):
             continue
@@ -45,8 +50,10 @@ async def list_groups(call: Call, request: Any) -> dict[str, Any]:
 
 
 async def describe_groups(call: Call, request: Any) -> dict[str, Any]:
+    call.node.pipeline.charge(call.session, Quota.REQUESTS, 1)
     asked = getattr(request, "include_authorized_operations", False)
-    return {"groups": [_describe(call, name, EVERY_OPERATION if asked else NOT_ASKED_FOR) for name in request.groups]}
+    operations = EVERY_OPERATION if asked else NOT_ASKED_FOR
+    return {"groups": [_describe(call, name, operations) async for name in in_turns(dict.fromkeys(request.groups))]}
 
 
 def _describe(call: Call, name: str, operations: int) -> dict[str, Any]:
@@ -97,7 +104,9 @@ def _member(member: Member, protocol: str, stable: bool) -> dict[str, Any]:
 
 
 async def delete_groups(call: Call, request: Any) -> dict[str, Any]:
-    return {"results": [{"group_id": name, "error_code": await _delete(call, name)} for name in request.groups_names]}
+    call.node.pipeline.charge(call.session, Quota.REQUESTS, 1)
+    names = dict.fromkeys(request.groups_names)
+    return {"results": [{"group_id": name, "error_code": await _delete(call, name)} async for name in in_turns(names)]}
 
 
 async def _delete(call: Call, name: str) -> int:

@@ -28,8 +28,10 @@ from gateway.endpoints.kafka.groups_admin import EVERY_OPERATION, NOT_ASKED_FOR
 from gateway.endpoints.kafka.groups_offsets import may_see
 from gateway.endpoints.kafka.operation import Operation
 from gateway.endpoints.kafka.refusal import REFUSED, Refusal, told
+from gateway.endpoints.kafka.turns import in_turns
 from gateway.wire.kafka.error_codes import ErrorCode
 from security.policy.model import Action
+from security.policy.quotas import Quota
 
 OWN_ID_VERSION = 1
 CONSUMER_MEMBER = 1
@@ -41,7 +43,7 @@ async def consumer_group_heartbeat(call: Call, request: Any) -> dict[str, Any]:
     try:
         call.node.pipeline.authorise_group(call.session, request.group_id)
         _check(call, request)
-        _require_topics(call, request.subscribed_topic_names or ())
+        await _require_topics(call, request.subscribed_topic_names or ())
         member_id = request.member_id or str(uuid.uuid4())
         beaten = await call.node.groups.beat(
             request.group_id, _beat(call, request, member_id), lambda topic: may_see(call, topic)
@@ -54,7 +56,7 @@ async def consumer_group_heartbeat(call: Call, request: Any) -> dict[str, Any]:
         "error_code": 0,
         "member_id": beaten.member_id,
         "member_epoch": beaten.epoch,
-        "heartbeat_interval": interval_ms,
+        "heartbeat_interval": interval_ms if beaten.epoch >= 0 else 0,  # who left sends none
         "assignment": None if beaten.assigned is None else {"topic_partitions": _partitions(beaten.assigned)},
     }
 
@@ -85,8 +87,8 @@ def _require(holds: bool, message: str) -> None:
         raise Refusal(ErrorCode.INVALID_REQUEST, message)
 
 
-def _require_topics(call: Call, names: Sequence[str]) -> None:
-    for name in names:
+async def _require_topics(call: Call, names: Sequence[str]) -> None:
+    async for name in in_turns(names):
         if not may_see(call, name):
             raise Refusal(ErrorCode.TOPIC_AUTHORIZATION_FAILED, "a topic of the subscription may not be described")
 
@@ -122,8 +124,9 @@ def _partitions(places: Places) -> list[dict[str, Any]]:
 
 
 async def consumer_group_describe(call: Call, request: Any) -> dict[str, Any]:
+    call.node.pipeline.charge(call.session, Quota.REQUESTS, 1)
     operations = EVERY_OPERATION if request.include_authorized_operations else NOT_ASKED_FOR
-    return {"groups": [_describe(call, name, operations) for name in request.group_ids]}
+    return {"groups": [_describe(call, name, operations) async for name in in_turns(dict.fromkeys(request.group_ids))]}
 
 
 def _describe(call: Call, name: str, operations: int) -> dict[str, Any]:
@@ -165,7 +168,7 @@ def _member(call: Call, member: ConsumerMember) -> dict[str, Any]:
         "client_host": member.client_host,
         "subscribed_topic_names": list(member.topics),
         "subscribed_topic_regex": member.pattern or "",
-        "assignment": {"topic_partitions": _named(call, member.assigned)},
+        "assignment": {"topic_partitions": _named(call, member.holds)},
         "target_assignment": {"topic_partitions": _named(call, member.target)},
         "member_type": CONSUMER_MEMBER,
     }

@@ -4,7 +4,7 @@ OffsetCommit  topics by name, from 10 on by id (KIP-848); a retention time (2-4)
               `groups.offsets_retention_ms` for all
 OffsetFetch   1 partitions carry the error; 2+ all topics where none are named; 7+ offsets of a transaction under way are told as
               unstable to who asks for stable ones (KIP-447); 8+ several groups (KIP-709); 9+ members are checked (KIP-848);
-              10 topics by id
+              10 topics by id. A group that is named several times is answered once, for the last
 
 Rights: the group, and each topic: reading it to commit, reading or describing it to fetch.
 """
@@ -12,7 +12,8 @@ Rights: the group, and each topic: reading it to commit, reading or describing i
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 from broker.engine.base import Topic
@@ -23,8 +24,10 @@ from gateway.endpoints.kafka.call import Call
 from gateway.endpoints.kafka.group_codes import code_of
 from gateway.endpoints.kafka.operation import Operation
 from gateway.endpoints.kafka.refusal import REFUSED, Refusal
+from gateway.endpoints.kafka.turns import in_turns
 from gateway.wire.kafka.error_codes import ErrorCode
 from security.policy.model import Action, Decision
+from security.policy.quotas import Quota
 
 NO_OFFSET = -1
 IDS_VERSION, GROUPS_VERSION, GROUP_ERROR_VERSION = 10, 8, 2
@@ -42,21 +45,26 @@ class _Place:
 
 
 async def offset_commit(call: Call, request: Any) -> dict[str, Any]:
+    call.node.pipeline.charge(call.session, Quota.REQUESTS, 1)
     places = [[_Place(topic, one.partition_index, one) for one in topic.partitions] for topic in request.topics]
     instance_id = getattr(request, "group_instance_id", None)
     try:
         call.node.pipeline.authorise_group(call.session, request.group_id)
-        found = [place for topic in places for place in topic if _find(call, place)]
+        found = [place async for place in _all(places) if _find(call, place)]
         if found:
             who = (request.member_id, instance_id, request.generation_id_or_member_epoch)
             call.node.groups.check_commit(request.group_id, *who)
-            offsets = [offset for place in found if (offset := _to_commit(call, place)) is not None]
+            offsets = [offset async for place in in_turns(found) if (offset := _to_commit(call, place)) is not None]
             await call.node.groups.commit(request.group_id, *who, offsets)
     except REFUSED as error:
         code = code_of(error)
         for place in [one for topic in places for one in topic]:
             place.code = place.code or code
     return {"topics": [_answer(topic, [_code(place) for place in found]) for topic, found in _zip(request.topics, places)]}
+
+
+def _all(places: Iterable[Iterable[_Place]]) -> AsyncIterator[_Place]:
+    return in_turns(chain.from_iterable(places))
 
 
 def _find(call: Call, place: _Place) -> bool:
@@ -89,8 +97,8 @@ def _to_commit(call: Call, place: _Place) -> GroupOffset | None:
 def _topic(call: Call, asked: Any) -> Topic:
     """By name or, in later versions, by id; rights come before existence."""
     broker = call.node.pipeline.broker
-    if (topic_id := getattr(asked, "topic_id", None)) is not None:
-        found = broker.topic_of(topic_id.bytes)
+    if hasattr(asked, "topic_id"):
+        found = _by_id(call, asked)
         if found is None:
             raise Refusal(ErrorCode.UNKNOWN_TOPIC_ID, "there is no topic with this id")
         return found
@@ -98,6 +106,11 @@ def _topic(call: Call, asked: Any) -> Topic:
     if (found := broker.topics().get(asked.name)) is None:
         raise UnknownTopic(asked.name)
     return found
+
+
+def _by_id(call: Call, asked: Any) -> Topic | None:
+    """No id at all (zero on the wire) is an unknown one."""
+    return None if asked.topic_id is None else call.node.pipeline.broker.topic_of(asked.topic_id.bytes)
 
 
 def _zip(topics: Sequence[Any], places: Sequence[list[_Place]]) -> Iterable[tuple[Any, list[_Place]]]:
@@ -115,14 +128,17 @@ def _answer(asked: Any, partitions: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 async def offset_fetch(call: Call, request: Any) -> dict[str, Any]:
+    call.node.pipeline.charge(call.session, Quota.REQUESTS, 1)
     stable = getattr(request, "require_stable", False)
     if call.version >= GROUPS_VERSION:
         groups = [
-            _fetch(call, one.group_id, one.topics, stable, getattr(one, "member_id", None), getattr(one, "member_epoch", -1))
-            for one in request.groups
+            await _fetch(
+                call, one.group_id, one.topics, stable, getattr(one, "member_id", None), getattr(one, "member_epoch", -1)
+            )
+            for one in {one.group_id: one for one in request.groups}.values()
         ]
         return {"groups": groups}
-    found = _fetch(call, request.group_id, request.topics, stable, None, -1)
+    found = await _fetch(call, request.group_id, request.topics, stable, None, -1)
     if found["error_code"] and call.version < GROUP_ERROR_VERSION:
         found["topics"] = [
             _answer(topic, [_fetched(index, code=found["error_code"]) for index in topic.partition_indexes])
@@ -131,7 +147,7 @@ async def offset_fetch(call: Call, request: Any) -> dict[str, Any]:
     return found
 
 
-def _fetch(
+async def _fetch(
     call: Call, group: str, topics: Sequence[Any] | None, stable: bool, member_id: str | None, epoch: int
 ) -> dict[str, Any]:
     try:
@@ -139,15 +155,18 @@ def _fetch(
         call.node.groups.check_fetch(group, member_id, epoch)
     except REFUSED as error:
         return {"group_id": group, "topics": [], "error_code": code_of(error)}
-    found = _fetch_all(call, group, stable) if topics is None else [_fetch_topic(call, group, one, stable) for one in topics]
+    if topics is None:
+        found = await _fetch_all(call, group, stable)
+    else:
+        found = [await _fetch_topic(call, group, one, stable) async for one in in_turns(topics)]
     return {"group_id": group, "topics": found, "error_code": 0}
 
 
-def _fetch_topic(call: Call, group: str, asked: Any, stable: bool) -> dict[str, Any]:
+async def _fetch_topic(call: Call, group: str, asked: Any, stable: bool) -> dict[str, Any]:
     """A topic that is not there has no offsets; by its id it is told that it is not there."""
     broker, code, topic = call.node.pipeline.broker, 0, None
-    if (topic_id := getattr(asked, "topic_id", None)) is not None:
-        topic = broker.topic_of(topic_id.bytes)
+    if hasattr(asked, "topic_id"):
+        topic = _by_id(call, asked)
         code = 0 if topic is not None else int(ErrorCode.UNKNOWN_TOPIC_ID)
     elif may_see(call, asked.name):
         topic = broker.topics().get(asked.name)
@@ -155,7 +174,8 @@ def _fetch_topic(call: Call, group: str, asked: Any, stable: bool) -> dict[str, 
         code = int(ErrorCode.TOPIC_AUTHORIZATION_FAILED)
     if topic is not None and not may_see(call, topic.name):
         topic, code = None, int(ErrorCode.TOPIC_AUTHORIZATION_FAILED)
-    return _answer(asked, [_fetch_one(call, group, topic, index, code, stable) for index in asked.partition_indexes])
+    indexes = in_turns(asked.partition_indexes)
+    return _answer(asked, [_fetch_one(call, group, topic, index, code, stable) async for index in indexes])
 
 
 def _fetch_one(call: Call, group: str, topic: Topic | None, partition: int, code: int, stable: bool) -> dict[str, Any]:
@@ -168,12 +188,12 @@ def _fetch_one(call: Call, group: str, topic: Topic | None, partition: int, code
     return _fetched(partition) if kept is None else _fetched(partition, kept.offset, kept.leader_epoch, kept.metadata)
 
 
-def _fetch_all(call: Call, group: str, stable: bool) -> list[dict[str, Any]]:
+async def _fetch_all(call: Call, group: str, stable: bool) -> list[dict[str, Any]]:
     by_topic: dict[bytes, list[int]] = {}
     for kept in call.node.groups.offsets.all(group):
         by_topic.setdefault(kept.topic_id, []).append(kept.partition)
     found = []
-    for topic_id, partitions in by_topic.items():
+    async for topic_id, partitions in in_turns(by_topic.items()):
         topic = call.node.pipeline.broker.topic_of(topic_id)
         if topic is None or not may_see(call, topic.name):
             continue
@@ -201,6 +221,7 @@ def may_see(call: Call, topic: str) -> bool:
 
 
 async def offset_delete(call: Call, request: Any) -> dict[str, Any]:
+    call.node.pipeline.charge(call.session, Quota.REQUESTS, 1)
     places = [[_Place(topic, one.partition_index, one) for one in topic.partitions] for topic in request.topics]
     try:
         call.node.pipeline.authorise_group(call.session, request.group_id)
@@ -212,7 +233,7 @@ async def offset_delete(call: Call, request: Any) -> dict[str, Any]:
         subscribed = call.node.groups.subscribed(group)
         if subscribed is None and not group.empty:
             raise GroupNotEmpty(request.group_id)
-        doomed = [found for topic in places for place in topic if (found := _to_delete(call, place, subscribed)) is not None]
+        doomed = [found async for place in _all(places) if (found := _to_delete(call, place, subscribed)) is not None]
         await call.node.groups.delete_offsets(request.group_id, doomed)
         call.node.pipeline.audit(call.session, Action.GROUP, f"group {request.group_id}: {len(doomed)} offsets deleted")
     except REFUSED as error:

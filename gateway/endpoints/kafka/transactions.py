@@ -21,8 +21,10 @@ from gateway.endpoints.kafka.call import Call
 from gateway.endpoints.kafka.group_codes import code_of
 from gateway.endpoints.kafka.operation import Operation
 from gateway.endpoints.kafka.refusal import REFUSED
+from gateway.endpoints.kafka.turns import in_turns
 from gateway.wire.kafka.error_codes import ErrorCode
 from security.policy.model import Action
+from security.policy.quotas import Quota
 
 FENCED_VERSION = 2  # from here on a client knows PRODUCER_FENCED (KIP-588)
 BUMPING_VERSION = 5
@@ -34,11 +36,12 @@ PartitionCodes = Mapping[tuple[str, int], int]
 
 
 async def add_partitions_to_txn(call: Call, request: Any) -> dict[str, Any]:
+    call.node.pipeline.charge(call.session, Quota.REQUESTS, 1)
     asked = [(topic.name, partition) for topic in request.v3_and_below_topics for partition in topic.partitions]
     producer = request.v3_and_below_producer_id, request.v3_and_below_producer_epoch
     try:
         call.node.pipeline.authorise_transaction(call.session, request.v3_and_below_transactional_id)
-        places, codes = _places(call, asked)
+        places, codes = await _places(call, asked)
         if codes:
             codes = {one: codes.get(one, int(ErrorCode.OPERATION_NOT_ATTEMPTED)) for one in asked}
         else:
@@ -59,10 +62,10 @@ async def add_partitions_to_txn(call: Call, request: Any) -> dict[str, Any]:
     }
 
 
-def _places(call: Call, asked: list[tuple[str, int]]) -> tuple[list[Place], dict[tuple[str, int], int]]:
+async def _places(call: Call, asked: list[tuple[str, int]]) -> tuple[list[Place], dict[tuple[str, int], int]]:
     """What may be added, and the codes of what may not."""
     places, codes = [], {}
-    for name, partition in asked:
+    async for name, partition in in_turns(asked):
         try:
             topic = _topic(call, Action.PUBLISH, name, partition)
             places.append(Place(name, topic.topic_id, partition))
@@ -89,6 +92,7 @@ def _code(call: Call, error: Exception) -> int:
 
 
 async def add_offsets_to_txn(call: Call, request: Any) -> dict[str, Any]:
+    call.node.pipeline.charge(call.session, Quota.REQUESTS, 1)
     producer = request.producer_id, request.producer_epoch
     try:
         call.node.pipeline.authorise_transaction(call.session, request.transactional_id)
@@ -100,11 +104,12 @@ async def add_offsets_to_txn(call: Call, request: Any) -> dict[str, Any]:
 
 
 async def txn_offset_commit(call: Call, request: Any) -> dict[str, Any]:
+    call.node.pipeline.charge(call.session, Quota.REQUESTS, 1)
     codes: dict[tuple[str, int], int] = {}
     try:
         call.node.pipeline.authorise_transaction(call.session, request.transactional_id)
         call.node.pipeline.authorise_group(call.session, request.group_id)
-        offsets = _offsets(call, request, codes)
+        offsets = await _offsets(call, request, codes)
         _check_member(call, request)
         if offsets:
             await call.node.broker.transactions.commit_offsets(
@@ -138,19 +143,18 @@ async def txn_offset_commit(call: Call, request: Any) -> dict[str, Any]:
     }
 
 
-def _offsets(call: Call, request: Any, codes: dict[tuple[str, int], int]) -> list[GroupOffset]:
+async def _offsets(call: Call, request: Any, codes: dict[tuple[str, int], int]) -> list[GroupOffset]:
     """Those that may be committed; the codes of the others are added."""
     found = []
-    for asked in request.topics:
-        for one in asked.partitions:
-            try:
-                topic = _topic(call, Action.READ, asked.name, one.partition_index)
-                epoch, metadata = getattr(one, "committed_leader_epoch", -1), one.committed_metadata or ""
-                offset = GroupOffset(topic.topic_id, one.partition_index, one.committed_offset, epoch, metadata)
-                call.node.groups.offsets.check(offset)
-                found.append(offset)
-            except REFUSED as error:
-                codes[asked.name, one.partition_index] = code_of(error)
+    async for name, one in in_turns([(asked.name, one) for asked in request.topics for one in asked.partitions]):
+        try:
+            topic = _topic(call, Action.READ, name, one.partition_index)
+            epoch, metadata = getattr(one, "committed_leader_epoch", -1), one.committed_metadata or ""
+            offset = GroupOffset(topic.topic_id, one.partition_index, one.committed_offset, epoch, metadata)
+            call.node.groups.offsets.check(offset)
+            found.append(offset)
+        except REFUSED as error:
+            codes[name, one.partition_index] = code_of(error)
     return found
 
 

@@ -1,6 +1,7 @@
 """DescribeTransactions 0 and ListTransactions 0-2 (KIP-664): for whoever may use the transactional ids.
 
-ListTransactions  1 those open for longer than a duration (KIP-994); 2 those whose id matches a pattern (KIP-1152)
+ListTransactions  1 those that began longer ago than a duration, ended or not, as in Kafka (KIP-994); 2 those whose id matches a
+                  pattern (KIP-1152)
 
 A transaction here is Empty, Ongoing, CompleteCommit or CompleteAbort; Kafka's states between are known as filters and
 match nothing.
@@ -10,21 +11,24 @@ from __future__ import annotations
 
 from typing import Any
 
-import re2
-
+from broker.groups.group_errors import SubscriptionInvalid
+from broker.groups.patterns import compiled
 from broker.transactions.transaction import Transaction, TransactionState
 from gateway.endpoints.kafka.call import Call
 from gateway.endpoints.kafka.group_codes import code_of
 from gateway.endpoints.kafka.operation import Operation
 from gateway.endpoints.kafka.refusal import REFUSED
-from gateway.wire.kafka.error_codes import ErrorCode
+from gateway.endpoints.kafka.turns import in_turns
+from security.policy.quotas import Quota
 
 STATES = {state.label for state in TransactionState}
 STATES_OF_OTHERS = {"PrepareCommit", "PrepareAbort", "PrepareEpochFence", "Dead"}
 
 
 async def describe_transactions(call: Call, request: Any) -> dict[str, Any]:
-    return {"transaction_states": [_describe(call, transactional_id) for transactional_id in request.transactional_ids]}
+    call.node.pipeline.charge(call.session, Quota.REQUESTS, 1)
+    ids = dict.fromkeys(request.transactional_ids)
+    return {"transaction_states": [_describe(call, transactional_id) async for transactional_id in in_turns(ids)]}
 
 
 def _describe(call: Call, transactional_id: str) -> dict[str, Any]:
@@ -50,15 +54,16 @@ def _describe(call: Call, transactional_id: str) -> dict[str, Any]:
 
 
 async def list_transactions(call: Call, request: Any) -> dict[str, Any]:
+    call.node.pipeline.charge(call.session, Quota.REQUESTS, 1)
     pattern = getattr(request, "transactional_id_pattern", None)
     try:
-        wanted = re2.compile(pattern) if pattern else None
-    except re2.error:
-        return {"error_code": ErrorCode.INVALID_REGULAR_EXPRESSION}
+        wanted = compiled(pattern) if pattern else None
+    except SubscriptionInvalid as error:
+        return {"error_code": code_of(error)}
     unknown = [state for state in request.state_filters if state not in STATES | STATES_OF_OTHERS]
     found = [
         {"transactional_id": id, "producer_id": transaction.producer_id, "transaction_state": transaction.state.label}
-        for id, transaction in call.node.broker.transactions.all()
+        async for id, transaction in in_turns(call.node.broker.transactions.all())
         if _asked_for(call, request, transaction)
         and (wanted is None or wanted.fullmatch(id))
         and call.node.pipeline.may_use_transaction(call.session, id)
@@ -71,8 +76,8 @@ def _asked_for(call: Call, request: Any, transaction: Transaction) -> bool:
         return False
     if request.state_filters and transaction.state.label not in request.state_filters:
         return False
-    at_least_ms = getattr(request, "duration_filter", -1)
-    return at_least_ms < 0 or (transaction.is_ongoing and call.node.clock.now_ms() - transaction.started_ms >= at_least_ms)
+    longer_than_ms = getattr(request, "duration_filter", -1)
+    return longer_than_ms < 0 or call.node.clock.now_ms() - transaction.started_ms > longer_than_ms
 
 
 OPERATIONS = (

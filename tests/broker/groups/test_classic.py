@@ -448,6 +448,59 @@ class TestStaticMembers:
             room.join("x-1", instance_id="y")
 
 
+class TestOrderOfChecks:
+    """While a rebalance is under way: who asks, then for which generation, and only then that there is one, as Kafka has it."""
+
+    @pytest.fixture
+    def generation(self, room: Room) -> int:
+        generation = room.settle("a", "b")
+        room.join("a", protocols=(("range", b"new"),))
+        assert room.group.state is ClassicState.PREPARING
+        return generation
+
+    @pytest.mark.parametrize(
+        ("member_id", "instance_id", "behind", "refusal"),
+        [
+            ("x", None, 1, MemberUnknown),
+            ("b", "nobody's", 0, MemberUnknown),
+            ("b", None, 1, GenerationIllegal),
+            ("b", None, -1, GenerationIllegal),
+            ("b", None, 0, RebalanceUnderWay),
+        ],
+    )
+    def test_heartbeat_and_sync(
+        self, room: Room, generation: int, member_id: str, instance_id: str | None, behind: int, refusal: type[Exception]
+    ) -> None:
+        with pytest.raises(refusal):
+            room.beat(member_id, generation - behind, instance_id)
+        with pytest.raises(refusal):
+            room.sync(member_id, generation - behind, instance_id=instance_id)
+
+    def test_the_protocol_comes_before_the_rebalance(self, room: Room, generation: int) -> None:
+        with pytest.raises(ProtocolInconsistent):
+            room.sync("b", generation, protocol="sticky")
+
+    def test_a_join_is_refused_for_its_protocols_before_its_member_id(self, room: Room, generation: int) -> None:
+        for member_id in ("x", "b", ""):
+            with pytest.raises(ProtocolInconsistent):
+                room.join(member_id, protocols=(("sticky", b""),))
+        with pytest.raises(MemberUnknown):
+            room.join("x")
+
+    def test_a_lone_member_cannot_change_to_protocols_that_it_did_not_offer(self, room: Room) -> None:
+        room.settle("a")
+        with pytest.raises(ProtocolInconsistent):
+            room.join("a", protocols=(("sticky", b""),))
+        room.join("a", protocols=(("sticky", b""), *RANGE))
+
+    def test_leaving_and_committing_need_no_end_of_it(self, room: Room, generation: int) -> None:
+        room.group.check_commit("b", None, generation, room.now_ms, transaction=False)
+        with pytest.raises(GenerationIllegal):
+            room.group.check_commit("b", None, generation - 1, room.now_ms, transaction=False)
+        room.leave("b")
+        assert room.group.generation == generation + 1, "a had joined, and waits for nobody any more"
+
+
 class TestCommitting:
     def check(self, room: Room, member_id: str, generation: int, *, transaction: bool = False) -> None:
         room.group.check_commit(member_id, None, generation, room.now_ms, transaction=transaction)

@@ -93,26 +93,45 @@ def room() -> Room:
 class TestReconciliation:
     def test_the_first_has_everything(self, room: Room) -> None:
         first = room.enter("a")
-        assert (first.epoch, len(first.owned)) == (1, 6)
+        assert (first.epoch, len(first.owned)) == (2, 6), "the first epoch is that of the empty group, as in Kafka"
         assert room.group.state is ConsumerState.STABLE
         assert room.group.dirty
         assert room.group.changed == {"a"}
-        assert first.beat() == Beaten("a", 1), "nothing new is told"
+        assert first.beat() == Beaten("a", 2), "nothing new is told"
 
     def test_a_second_gets_its_part_when_the_first_has_given_it_up(self, room: Room) -> None:
         first = room.enter("a")
         first.slow = True
         second = room.enter("b")
-        assert (second.epoch, second.owned) == (2, NOTHING)
+        assert (second.epoch, second.owned) == (3, NOTHING)
         assert room.group.members["b"].state is MemberState.UNRELEASED
         told = first.beat()
-        assert (told.epoch, len(told.assigned or ())) == (1, 3), "its epoch stays until it has given up the rest"
+        assert (told.epoch, len(told.assigned or ())) == (2, 3), "its epoch stays until it has given up the rest"
         assert second.beat().assigned is None
         first.slow = False
         first.take()
-        assert first.beat().epoch == 2
+        assert first.beat() == Beaten("a", 3), "what it has it was told before"
         assert len(second.beat().assigned or ()) == 3
         assert room.group.state is ConsumerState.STABLE
+
+    def test_who_wants_nothing_makes_no_epoch(self, room: Room) -> None:
+        first = room.enter("a", topics=())
+        assert (first.epoch, first.owned, room.group.epoch) == (1, NOTHING, 1)
+        assert room.group.state is ConsumerState.STABLE
+        room.beat(Beat("a", 1, topics=("none",)))
+        assert (room.group.epoch, room.group.assignment_epoch) == (2, 2), "it wants something, although there is none"
+        room.beat(Beat("a", 2, assignor="range"))
+        assert (room.group.epoch, room.group.assignor) == (2, "range"), "which counts for the next target"
+
+    def test_each_that_goes_makes_an_epoch(self, room: Room) -> None:
+        for name in ("a", "b", "c"):
+            room.enter(name)
+        room.settle()
+        before = room.group.epoch
+        room.beat(Beat("a", LEAVE))
+        room.beat(Beat("b", LEAVE))
+        assert (room.group.epoch, room.group.assignment_epoch) == (before + 2, before)
+        assert room.group.state is ConsumerState.ASSIGNING
 
     def test_one_that_leaves_gives_its_part_to_the_others(self, room: Room) -> None:
         room.enter("a")
@@ -174,7 +193,7 @@ class TestReconciliation:
 class TestFencing:
     def test_epochs_that_were_not_given(self, room: Room) -> None:
         room.enter("a")
-        for epoch in (2, 7):
+        for epoch in (3, 7):
             with pytest.raises(MemberEpochFenced):
                 room.beat(Beat("a", epoch))
         with pytest.raises(MemberUnknown):
@@ -184,13 +203,13 @@ class TestFencing:
         first = room.enter("a")
         room.enter("b")
         first.beat()
-        room.beat(Beat("a", 1, owned=first.owned))  # epoch 2 is in the answer, which is lost
-        again = room.beat(Beat("a", 1, owned=first.owned))
-        assert (again.epoch, again.assigned) == (2, first.owned)
+        room.beat(Beat("a", 2, owned=first.owned))  # epoch 3 is in the answer, which is lost
+        again = room.beat(Beat("a", 2, owned=first.owned))
+        assert (again.epoch, again.assigned) == (3, first.owned)
         with pytest.raises(MemberEpochFenced):
-            room.beat(Beat("a", 1, owned=frozenset([(b"x" * 16, 0)])))
+            room.beat(Beat("a", 2, owned=frozenset([(b"x" * 16, 0)])))
         with pytest.raises(MemberEpochFenced):
-            room.beat(Beat("a", 1))
+            room.beat(Beat("a", 2))
 
     def test_a_silent_member(self, room: Room) -> None:
         room.enter("a")
@@ -242,6 +261,18 @@ class TestStaticMembers:
             room.beat(Beat("a", 1, instance_id="x"))
         assert room.group.changed >= {"a", "c"}, "the old entry goes with the new one"
 
+    def test_ranges_stay_where_the_instance_is(self, room: Room) -> None:
+        room.enter("m", assignor="range")
+        room.enter("z", instance_id="x", assignor="range")
+        room.settle()
+        assert {partition for _, partition in room.clients["z"].owned} == {0, 1, 2}, "static members come first"
+        room.beat(Beat("z", LEAVE_FOR_A_WHILE, instance_id="x"))
+        del room.clients["z"]
+        room.enter("y", instance_id="x")
+        room.topics["t"] = topic("t", 8)
+        room.settle()
+        assert {partition for _, partition in room.clients["y"].owned} == {0, 1, 2, 3}
+
     def test_it_is_refused_while_the_other_is_there(self, room: Room) -> None:
         room.enter("a", instance_id="x")
         with pytest.raises(InstanceUnreleased):
@@ -271,8 +302,8 @@ class TestCommitting:
         for member_id, epoch, refusal in [
             ("", -1, MemberUnknown),
             ("b", 1, MemberUnknown),
-            ("a", 0, MemberEpochStale),
-            ("a", 2, MemberEpochStale),
+            ("a", 1, MemberEpochStale),
+            ("a", 3, MemberEpochStale),
         ]:
             with pytest.raises(refusal):
                 room.group.check_commit(member_id, None, epoch, 0, transaction=False)

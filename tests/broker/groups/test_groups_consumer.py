@@ -13,7 +13,7 @@ from broker.groups.consumer import ConsumerGroup, ConsumerState
 from broker.groups.consumer_member import JOIN, LEAVE, LEAVE_FOR_A_WHILE, Beat, Beaten
 from broker.groups.group_errors import GroupFull, GroupIdInvalid, GroupUnknown, MemberUnknown, ProtocolInconsistent
 from broker.groups.offsets import GroupOffset
-from tests.broker.groups.conftest import Hall, OpenHall
+from tests.broker.groups.hall import Hall, OpenHall
 
 
 @pytest.fixture
@@ -34,12 +34,12 @@ def group(hall: Hall, name: str = "g") -> ConsumerGroup:
 
 
 async def share(hall: Hall) -> None:
-    """Members a and b with two partitions each, both at epoch 2."""
+    """Members a and b with two partitions each, both at epoch 3."""
     first = await beat(hall, "a")
     await beat(hall, "b")
-    told = await beat(hall, "a", 1, owned=first.assigned)
-    await beat(hall, "a", 1, owned=told.assigned)
-    await beat(hall, "b", 2)
+    told = await beat(hall, "a", 2, owned=first.assigned)
+    await beat(hall, "a", 2, owned=told.assigned)
+    await beat(hall, "b", 3)
     assert group(hall).state is ConsumerState.STABLE
 
 
@@ -49,21 +49,21 @@ async def test_members_go_on_after_a_restart(hall: Hall, topic: Topic) -> None:
     await hall.again()
     found = group(hall)
     assert found.state is ConsumerState.STABLE
-    assert (found.epoch, found.assignment_epoch, found.assignor) == (2, 2, "uniform")
+    assert (found.epoch, found.assignment_epoch, found.assignor) == (3, 3, "uniform")
     assert {member.id: member.assigned for member in found.members.values()} == before
-    assert await beat(hall, "a", 2) == Beaten("a", 2), "nothing changed for it"
-    assert found.epoch == 2
+    assert await beat(hall, "a", 3) == Beaten("a", 3), "nothing changed for it"
+    assert found.epoch == 3
 
 
 async def test_also_in_the_middle_of_a_reconciliation(hall: Hall, topic: Topic) -> None:
     first = await beat(hall, "a")
     await beat(hall, "b")
-    told = await beat(hall, "a", 1, owned=first.assigned)
+    told = await beat(hall, "a", 2, owned=first.assigned)
     await hall.again()
     assert group(hall).state is ConsumerState.RECONCILING
-    assert (await beat(hall, "b", 2)).assigned is None, "a has not given up its part"
-    await beat(hall, "a", 1, owned=told.assigned)
-    assert len((await beat(hall, "b", 2)).assigned or ()) == 2
+    assert (await beat(hall, "b", 3)).assigned is None, "a has not given up its part"
+    await beat(hall, "a", 2, owned=told.assigned)
+    assert len((await beat(hall, "b", 3)).assigned or ()) == 2
 
 
 async def test_who_left_is_not_kept(hall: Hall, topic: Topic) -> None:
@@ -107,7 +107,7 @@ async def test_what_cannot_be_kept_is_told_and_kept_later(hall: Hall, topic: Top
         patched.setattr(hall.engine, "append", refuse)
         with pytest.raises(Overloaded):
             await beat(hall, "b")
-    assert (await beat(hall, "b")).epoch == 2
+    assert (await beat(hall, "b")).epoch == 3
     await hall.again()
     assert sorted(group(hall).members) == ["a", "b"]
 

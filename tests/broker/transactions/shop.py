@@ -32,9 +32,10 @@ class SetClock(MachineClock):
         return super().now_ms() + self.ahead_ms
 
 
-def numbered(producer: Producer, sequence: int, *values: bytes, transactional: bool = False, key: bytes = b"k") -> bytes:
+def numbered(producer: Producer, sequence: int, *values: bytes, transactional: bool = False, key: bytes | None = b"k") -> bytes:
+    """`key` None: each record has one of its own, the first word of its value."""
     batch = build(
-        [(1_000, key, value, ()) for value in values],
+        [(1_000, value.split()[0] if key is None else key, value, ()) for value in values],
         producer_id=producer[0],
         producer_epoch=producer[1],
         base_sequence=sequence,

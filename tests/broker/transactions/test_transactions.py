@@ -306,6 +306,7 @@ async def test_an_empty_transaction_may_be_aborted_when_epochs_grow(shop: Shop) 
     producer = await shop.transactions.init_producer_id("t", TIMEOUT_MS)
     following = await shop.transactions.end("t", producer, commit=False, bumps=True)
     assert following == (producer[0], producer[1] + 1)
+    assert shop.transactions.describe("t").started_ms > 0, "the time of its end, as Kafka has it"
     with pytest.raises(InvalidTransactionState):
         await shop.transactions.end("t", following, commit=True, bumps=True)
 
@@ -338,6 +339,18 @@ async def test_a_producer_that_goes_on_after_an_error(shop: Shop) -> None:
         await shop.transactions.init_producer_id("t", TIMEOUT_MS, following)
     with pytest.raises(ProducerFenced):
         await shop.transactions.init_producer_id("t", TIMEOUT_MS, (producer[0] + 7, 0))
+
+
+async def test_one_that_goes_on_with_an_open_transaction(shop: Shop) -> None:
+    """What was open is aborted with the epoch that it gets, so that its next batches, numbered anew, are taken."""
+    producer = await shop.transactions.init_producer_id("t", TIMEOUT_MS)
+    await shop.produce(numbered(producer, 0, b"open", transactional=True), id="t", joins=True)
+    following = await shop.transactions.init_producer_id("t", TIMEOUT_MS, producer)
+    assert following == (producer[0], producer[1] + 1)
+    assert await shop.transactions.init_producer_id("t", TIMEOUT_MS, producer) == following
+    await shop.produce(numbered(following, 0, b"next", transactional=True), id="t", joins=True)
+    await shop.transactions.end("t", following, commit=True, bumps=True)
+    assert await shop.read() == [b"next"]
 
 
 async def test_offsets_count_when_it_is_committed(shop: Shop) -> None:
@@ -437,6 +450,65 @@ async def test_bounds(lives: NextLife) -> None:
     await shop.transactions.end("t", producer, commit=False)
     with pytest.raises(StateFull, match=r"transactions\.aborted_max"):
         await shop.transactions.add_partitions("t", producer, [await shop.place(0)])
+
+
+async def test_an_id_that_is_used_while_others_are_forgotten_stays(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its transaction would never end: nobody could read on, and its producer would be told that it is somebody else's."""
+    for id in ("idle", "used"):
+        producer = await shop.begin(id, 0)
+        await shop.transactions.end(id, producer, commit=True)
+    shop.clock.ahead_ms = 8 * 86_400_000
+    append = shop.engine.append
+    begun: list[Producer] = []
+
+    async def meanwhile(*arguments: Any, **named: Any) -> Any:
+        if not begun:
+            begun.append(await shop.begin("used", 0))
+            await write(shop, begun[0], 0, b"a", id="used")
+            shop.transactions.describe("used")
+        return await append(*arguments, **named)
+
+    monkeypatch.setattr(shop.engine, "append", meanwhile)
+    await shop.transactions.expire()
+    await shop.transactions.end("used", begun[0], commit=True)
+    assert await shop.read() == [b"a"]
+    with pytest.raises(TransactionalIdUnknown):
+        shop.transactions.describe("idle")
+
+
+async def test_ids_that_could_not_be_forgotten_are_known(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    producer = await shop.begin("t", 0)
+    await shop.transactions.end("t", producer, commit=True)
+    shop.clock.ahead_ms = 8 * 86_400_000
+
+    async def full(*_: Any, **__: Any) -> None:
+        raise StateFull("state", 0)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shop.engine, "append", full)
+        with pytest.raises(StateFull):
+            await shop.transactions.expire()
+    assert shop.transactions.describe("t").state is TransactionState.COMPLETE_COMMIT
+    await shop.transactions.expire()
+    with pytest.raises(TransactionalIdUnknown):
+        shop.transactions.describe("t")
+
+
+async def test_a_mistake_of_ours_does_not_end_the_watch_over_timeouts(lives: NextLife, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop = await lives(check_ms=10)
+    looked = asyncio.Event()
+
+    async def broken() -> None:
+        if broken_times:
+            looked.set()
+            return
+        broken_times.append(1)
+        raise KeyError("t")
+
+    broken_times: list[int] = []
+    monkeypatch.setattr(shop.transactions, "expire", broken)
+    monkeypatch.setattr("broker.transactions.transactions.CARE_MS", 0)
+    await looked.wait()
 
 
 async def test_what_is_out_of_date_is_forgotten(shop: Shop) -> None:

@@ -25,6 +25,7 @@ HEAP_MIB = 512
 # ApiVersions v0, correlation id 1, client id null: the first thing a started broker answers.
 API_VERSIONS = struct.pack(">hhih", 18, 0, 1, -1)
 # One node, so one copy of everything; one partition of each internal topic and no wait for a first member: tests are short.
+# Groups of KIP-848 are assigned when they ask, not in the background once a second (KIP-1263): answers are alike each time.
 SMALL = {
     "offsets.topic.replication.factor": "1",
     "offsets.topic.num.partitions": "1",
@@ -35,6 +36,9 @@ SMALL = {
     "share.coordinator.state.topic.min.isr": "1",
     "share.coordinator.state.topic.num.partitions": "1",
     "group.initial.rebalance.delay.ms": "0",
+    "group.consumer.assignor.offload.enable": "false",
+    "group.consumer.assignment.interval.ms": "0",
+    "group.consumer.min.assignment.interval.ms": "0",
 }
 
 
