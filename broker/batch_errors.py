@@ -5,6 +5,7 @@ BrokerError
 │   ├── CorruptBatch            its bytes contradict each other
 │   ├── IllegalBatch            a producer may not send such a batch
 │   ├── TimestampRefused        dated too far from the node's clock
+│   ├── TooManyRecords          more of them than a batch may have
 │   └── UnsupportedCompression  a codec number Kafka does not define
 └── RecordTooLarge
     └── BatchTooLarge           longer than a batch may be, or decompresses to more than allowed
@@ -47,3 +48,11 @@ class UnsupportedCompression(BatchRefused):
 
 class BatchTooLarge(RecordTooLarge):
     """`size_bytes` is the least the batch would take: reading stops where the limit is crossed."""
+
+
+class TooManyRecords(BatchRefused):
+    """Whoever opens the batch would take a time by their number, which a few compressed bytes can make as large as they like."""
+
+    def __init__(self, count: int, limit_name: str, limit: int) -> None:
+        self.count, self.limit_name, self.limit = count, limit_name, limit
+        super().__init__(f"a batch of {count} records; {limit_name} allows {limit}: send smaller batches, or raise it")

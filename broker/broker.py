@@ -35,9 +35,11 @@ from broker.engine.base import (
     Fetched,
     KeyCopy,
     OffsetForTime,
+    PartitionEnds,
     PartitionOffsets,
     StateChanges,
     Stored,
+    Told,
     Topic,
 )
 from broker.errors import BatchRefused, RecordTooLarge, TopicExists, UnknownPartition, UnknownTopic
@@ -230,13 +232,14 @@ class Broker:
         return _places(partitions, landed)
 
     def submit(
-        self, appends: Sequence[Append], *, durable: bool, changes: StateChanges = ()
+        self, appends: Sequence[Append], *, durable: bool, changes: StateChanges = (), told: Told | None = None
     ) -> tuple[list[Appended], asyncio.Future[None] | None]:
         """`Engine.submit` of whole batches, after what was gathered for their topics before them."""
-        for append in appends:
-            if (route := self._routes.get(append.topic)) is not None:
-                route.gathering.hand_over()
-        return self._engine.submit(appends, durable=durable, changes=changes)
+        if self._routes:
+            for append in appends:
+                if (route := self._routes.get(append.topic)) is not None:
+                    route.gathering.hand_over()
+        return self._engine.submit(appends, durable=durable, changes=changes, told=told)
 
     def _batches(self, topic: Topic, records: Sequence[Outgoing]) -> list[Append]:
         """What the batches are built from is gone when this returns, before the log is waited for: memory that is used again
@@ -393,6 +396,10 @@ class Broker:
 
     def partition_offsets(self, topic: str, partition: int) -> PartitionOffsets:
         return self._engine.partition_offsets(topic, partition)
+
+    def partition_ends(self, topic: Topic, partition: int) -> PartitionEnds:
+        """See `Engine.partition_ends`."""
+        return self._engine.partition_ends(topic, partition)
 
     async def latest(self, topic: str, key: bytes | None) -> tuple[int, Record] | None:
         """Partition and record of the newest record with this key, unless it has expired; a tombstone is a record."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import fcntl
 import gc
 import os
@@ -27,27 +26,9 @@ if sys.byteorder != "little":
 Result = TypeVar("Result")
 IOV_MAX = os.sysconf("SC_IOV_MAX")
 READ_WORKERS = 2
+READ_NOW = getattr(os, "RWF_NOWAIT", 0)  # Linux 4.14: bytes that are in the page cache, no disk asked
 FOLDER_MODE = 0o700
 FILE_MODE = 0o600
-
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-FREED_MEMORY_KEPT_BYTES = 64 * 1024 * 1024
-LARGEST_FROM_HEAP_BYTES = 32 * 1024 * 1024
-
-
-def keep_freed_memory() -> bool:
-    """Have glibc keep up to 64 MiB of freed heap instead of giving it back at once; False where there is no glibc.
-
-    Batches of 64 KiB come and go by the thousand: with the default every one of them is paid for in page faults again
-    (copy of 64 KiB 51 us against 7 us, AES-256-GCM 65 us against 30 us on the machine of bench/README.md).
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError):
-        return False
-    kept = mallopt(M_TRIM_THRESHOLD, FREED_MEMORY_KEPT_BYTES) == 1
-    return bool(mallopt(M_MMAP_THRESHOLD, LARGEST_FROM_HEAP_BYTES) == 1 and kept)
 
 
 COLLECT_AFTER_OBJECTS = 10_000
@@ -83,12 +64,14 @@ class MachineFile:
         self._descriptor = descriptor
 
     def write_at(self, position: int, buffers: Sequence[Buffer]) -> int:
+        if len(buffers) <= IOV_MAX:
+            return self._write_whole(position, buffers)
         total = 0
         for start in range(0, len(buffers), IOV_MAX):
-            total += self._write_whole(position + total, list(buffers[start : start + IOV_MAX]))
+            total += self._write_whole(position + total, buffers[start : start + IOV_MAX])
         return total
 
-    def _write_whole(self, position: int, buffers: list[Buffer]) -> int:
+    def _write_whole(self, position: int, buffers: Sequence[Buffer]) -> int:
         size = sum(map(len, buffers))
         written = os.pwritev(self._descriptor, buffers, position)
         while written < size:  # a short write: a signal, or a disk that is nearly full
@@ -110,6 +93,14 @@ class MachineFile:
             pieces.append(data)
             got += len(data)
         return b"".join(pieces)
+
+    def read_now(self, position: int, into: memoryview) -> int:
+        if not READ_NOW:
+            return 0
+        try:
+            return os.preadv(self._descriptor, [into], position, READ_NOW)
+        except OSError:  # nothing of it is in the page cache, or the file system does not know the flag: the read lane finds out
+            return 0
 
     def size(self) -> int:
         return os.fstat(self._descriptor).st_size

@@ -38,6 +38,10 @@ class File(Protocol):
     def read_at(self, position: int, size: int) -> bytes:
         """Up to `size` bytes; shorter only at the end of the file."""
 
+    def read_now(self, position: int, into: memoryview) -> int:
+        """Bytes read of what is in memory already, for the owner thread: it never waits for the media and never raises. 0 also
+        where the system cannot tell."""
+
     def size(self) -> int: ...
 
     def truncate(self, size: int) -> None: ...

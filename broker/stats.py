@@ -22,6 +22,8 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     merges: int
     merged_bytes: int
     compactions: int
+    key_walk_batches: int
+    key_walk_waiting: int
     log_starts_moved: int
     files_swept: int
     bytes_swept: int

@@ -65,7 +65,7 @@ class StateChange(msgspec.Struct, frozen=True, gc=False):
 
 
 class Appended(msgspec.Struct, frozen=True, gc=False):
-    """Where a batch landed: offsets base_offset .. base_offset + count - 1."""
+    """Where a batch landed: offsets base_offset .. base_offset + count - 1, of a partition that begins at `log_start`."""
 
     topic: str
     partition: int
@@ -73,7 +73,11 @@ class Appended(msgspec.Struct, frozen=True, gc=False):
     count: int
     sequence: int
     append_time_ms: int
+    log_start: int = 0
 
+
+Told: TypeAlias = Callable[[Exception | None], None]
+"""Hears how an append ended. It must not raise: what it has to say is not worth an append of others."""
 
 StateChanges: TypeAlias = Sequence[StateChange] | Callable[[Sequence[Appended]], Sequence[StateChange]]
 
@@ -117,6 +121,15 @@ class Stored(msgspec.Struct, frozen=True, gc=False):
     batch: bytes
     has_expiry: bool = False
     first_offset: int = 0
+
+
+class PartitionEnds(Protocol):
+    """Where a partition begins and ends, as it is whenever it is looked at; of a topic that is gone, as it was last."""
+
+    @property
+    def log_start(self) -> int: ...
+    @property
+    def high_watermark(self) -> int: ...
 
 
 class Fetched(msgspec.Struct, frozen=True, gc=False):
@@ -204,6 +217,10 @@ class Decided(Protocol):
     def aborted(self, topic_id: bytes, partition: int, from_offset: int, to_offset: int) -> Sequence[AbortedRange]:
         """Every aborted transaction with records in the range: compaction drops them."""
 
+    async def markers_gone(self, topic_id: bytes, partition: int, offsets: Sequence[int]) -> None:
+        """A compaction is about to take these ends of transactions away, of which an earlier one has left no record: an aborted
+        one is forgotten, durably, before a reader could wait for its end in vain."""
+
 
 class Engine(Protocol):
     """Errors are `broker.errors`. All methods run on the owner thread; none blocks it."""
@@ -259,10 +276,13 @@ class Engine(Protocol):
         """
 
     def submit(
-        self, appends: Sequence[Append], *, durable: bool = True, changes: StateChanges = ()
+        self, appends: Sequence[Append], *, durable: bool = True, changes: StateChanges = (), told: Told | None = None
     ) -> tuple[list[Appended], asyncio.Future[None] | None]:
         """`append` for callers that do not wait themselves: what it returns, and a future that is done when it would return, or
-        has its error; None where it would return at once."""
+        has its error; None where it would return at once.
+
+        `told` is called once instead, in the very turn in which that is so and after this has returned; then the future is made
+        only where there are `changes` (others may wait for them). It is for who answers many: no task has to be woken."""
 
     async def delete_records(self, topic: str, partition: int, before_offset: int) -> int:
         """Records below the offset are gone for every reader when this returns, durably; -1 means all there are (Kafka's
@@ -294,7 +314,8 @@ class Engine(Protocol):
         below the log start, also when the start has passed the offset meanwhile."""
 
     def fetch_recent(self, topic: str, partition: int, offset: int, *, bytes_max: int) -> Fetched | None:
-        """`fetch` without waiting, of what is in memory; None where it is not, or where something was damaged."""
+        """`fetch` without waiting, of what is in memory, the system's included; None where it is not, where it is so much that
+        others should not wait for it, or where something was damaged."""
 
     async def tail(
         self,
@@ -319,6 +340,9 @@ class Engine(Protocol):
     def offsets(self, topic: str) -> list[PartitionOffsets]: ...
 
     def partition_offsets(self, topic: str, partition: int) -> PartitionOffsets: ...
+
+    def partition_ends(self, topic: Topic, partition: int) -> PartitionEnds:
+        """For who looks at many partitions again and again. UnknownPartition."""
 
     def sizes(self, topic: str) -> list[int]:
         """Bytes of each partition as stored, those of deleted records included until their file goes."""

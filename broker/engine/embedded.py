@@ -15,11 +15,11 @@ import struct
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import msgspec
 
-from broker.batch_header import with_base_offset, with_log_append_time
+from broker.batch_header import with_log_append_time
 from broker.engine.base import (
     Append,
     Appended,
@@ -30,12 +30,14 @@ from broker.engine.base import (
     Gap,
     KeyCopy,
     OffsetForTime,
+    PartitionEnds,
     PartitionOffsets,
     Scan,
     StateChanges,
     StateSpace,
     Stored,
     Tail,
+    Told,
     Topic,
 )
 from broker.errors import (
@@ -58,6 +60,7 @@ from broker.log.commit import Committer
 from broker.log.compaction import Compaction
 from broker.log.footer import DamagedRange
 from broker.log.journal import Group, PendingBatch, PendingFrame
+from broker.log.key_walk import KeyWalk
 from broker.log.layout import FLAG_CONTROL, FLAG_HAS_EXPIRY, FLAG_KEYS_COMPLETE, FLAG_TRANSACTIONAL, NO_TAG
 from broker.log.log_start import forgotten_starts, log_start_entry, start_at
 from broker.log.lookup import InOrder, Lookup
@@ -65,8 +68,9 @@ from broker.log.merge import Merge, choose
 from broker.log.options import LogOptions
 from broker.log.partition import PartitionLog
 from broker.log.recent import Recent
+from broker.log.record_keys import NULL_KEY, UNREADABLE_KEY
+from broker.log.record_keys import key_hashes as hashes_of
 from broker.log.retention import RetentionClock, expired_up_to
-from broker.log.rewriting import NULL_KEY
 from broker.log.startup import Opened, RecoveryReport, Startup
 from broker.log.state import (
     Entry,
@@ -85,7 +89,7 @@ from broker.retained import NO_TIMESTAMP, holds_records
 from broker.seams import Seams
 from broker.stats import EngineStats
 from broker.topics.addresses import legal_topic_name
-from broker.topics.configs import batch_bytes_max, check_configs, compacted, dated_by_node
+from broker.topics.configs import batch_bytes_max, check_configs, check_together, compacted, dated_by_node
 from security.crypto.keyring import Epoch
 from security.crypto.keystore import KeyStore
 from security.errors import KeyMissing, KeyProblem, KeyShredded
@@ -95,6 +99,7 @@ logger = logging.getLogger("sprawl.log")
 LOCK_PATH = "LOCK"
 NEAR_BATCHES = 64  # a follower at most so far behind is served from the newest batches of all partitions
 _BATCH_HEAD = struct.Struct(">qiibIhiqqqhii")
+_PLACE = struct.Struct(">qii")
 BATCH_HEAD_BYTES = 61
 Result = TypeVar("Result")
 KAFKA_TRANSACTIONAL, KAFKA_CONTROL = 0x10, 0x20
@@ -114,6 +119,7 @@ class EmbeddedEngine:
         self._store = LogStore(seams, self.options)
         self._lookup = Lookup(self._store)
         self._topics: dict[str, Topic] = {}
+        self._topics_view = MappingProxyType(self._topics)  # asked for at each request
         self._by_id: dict[bytes, Topic] = {}
         self._batch_bytes_max: dict[str, int] = {}  # looked at for every batch
         self._dated_here: set[str] = set()
@@ -144,6 +150,7 @@ class EmbeddedEngine:
         self._compactions = 0
         self._compaction_epochs: dict[bytes, Epoch] = {}
         self._cleaner = Cleaner(self._store, self._compaction_epoch)
+        self._key_walk = KeyWalk(self._store)
         self.recovery = RecoveryReport()
         self.decided: Decided | None = None
 
@@ -304,6 +311,7 @@ class EmbeddedEngine:
             await asyncio.wait(self._changes)
         await self._committer.close()
         await self._lookup.close()
+        await self._key_walk.close()
         if self._merging is not None:
             self._merging.cancel()
             await asyncio.wait([self._merging])
@@ -334,7 +342,7 @@ class EmbeddedEngine:
     # -- topics -----------------------------------------------------------------------------------------------------------
 
     def topics(self) -> Mapping[str, Topic]:
-        return MappingProxyType(self._topics)
+        return self._topics_view
 
     def topic_of(self, topic_id: bytes) -> Topic | None:
         return self._by_id.get(topic_id)
@@ -350,6 +358,7 @@ class EmbeddedEngine:
         self._require_new(name)
         self._check_partitions(name, partitions)
         check_configs(name, configs)
+        check_together(name, configs)
 
     def _require_new(self, name: str) -> None:
         if name in self._topics:
@@ -408,6 +417,7 @@ class EmbeddedEngine:
         check_configs(topic.name, {key: value for key, value in configs.items() if value is not None})
         merged = {**topic.configs, **configs}
         kept = {key: value for key, value in merged.items() if value is not None}
+        check_together(topic.name, kept)
         return msgspec.structs.replace(topic, partitions=count, configs=kept)
 
     def _check_partitions(self, name: str, partitions: int) -> None:
@@ -519,25 +529,37 @@ class EmbeddedEngine:
         return answers
 
     def submit(
-        self, appends: Sequence[Append], *, durable: bool = True, changes: StateChanges = ()
+        self, appends: Sequence[Append], *, durable: bool = True, changes: StateChanges = (), told: Told | None = None
     ) -> tuple[list[Appended], asyncio.Future[None] | None]:
-        self._require_running()
+        if not self._running:
+            raise Closed
         if not appends and not changes:
+            if told is not None:
+                asyncio.get_running_loop().call_soon(told, None)
             return [], None
-        checked = [self._check(append) for append in appends]
-        size = sum([len(append.batch) for append in appends])
-        told = callable(changes)
-        if changes and not callable(changes):
-            size += sum([len(change.value or b"") for change in changes])
-            told = any(change.value is not None for change in changes)
-        if self._store.space.space and (appends or told):
+        checked, size = [], 0
+        for append in appends:
+            checked.append(self._check(append))
+            size += len(append.batch)
+        adds = bool(appends)
+        if changes:
+            if callable(changes):
+                adds = True
+            else:
+                size += sum([len(change.value or b"") for change in changes])
+                adds = adds or any(change.value is not None for change in changes)
+        if adds and self._store.space.space:
             self._store.space.require(records=bool(appends))
         self._committer.require_room(size)
-        waiter: asyncio.Future[None] | None = asyncio.get_running_loop().create_future() if durable else None
-        frame = PendingFrame(self._next_sequence, waiter)
+        waiter: asyncio.Future[None] | None = None
+        if durable and (told is None or changes):
+            waiter = asyncio.get_running_loop().create_future()
+        frame = PendingFrame(self._next_sequence, waiter, told)
         now_ms = self._seams.clock.now_ms()
+        answers: list[Appended] = []
         try:
-            answers = [self._add(frame, append, log, head, now_ms) for append, (log, head) in zip(appends, checked, strict=True)]
+            for append, (log, head) in zip(appends, checked, strict=True):
+                answers.append(self._add(frame, append, log, head, now_ms))
             if changes:
                 self._spaces.admit(frame, changes(answers) if callable(changes) else changes)
         except BaseException:
@@ -551,7 +573,9 @@ class EmbeddedEngine:
         topic = self._topics.get(append.topic)
         if topic is None:
             raise UnknownTopic(append.topic)
-        log = self._log(topic, append.partition)
+        log = self._store.partitions.get((topic.topic_id, append.partition))
+        if log is None or append.partition >= topic.partitions:
+            log = self._log(topic, append.partition)
         batch = append.batch
         size, size_max = len(batch), self._batch_bytes_max[append.topic]
         if size > size_max:
@@ -570,7 +594,7 @@ class EmbeddedEngine:
         batch = append.batch
         if append.topic in self._dated_here and not attributes & KAFKA_CONTROL:
             batch, max_timestamp_ms = with_log_append_time(batch, now_ms), now_ms
-        clear = with_base_offset(batch, base)
+        clear = b"".join((_PLACE.pack(base, head[1], 0), batch[16:]))  # base offset, length, leader epoch
         hashes = None if append.keys is None else self._hashes(log.topic_id, append.keys)
         flags = 0 if hashes is None else FLAG_KEYS_COMPLETE
         if append.has_expiry or attributes & KAFKA_FLAGS:
@@ -595,15 +619,13 @@ class EmbeddedEngine:
         frame.size += sealed.size
         log.next_offset, log.tag = following, sealed.tag
         self._next_sequence = sequence + 1
-        return Appended(append.topic, append.partition, base, delta + 1, sequence, now_ms)
+        return Appended(append.topic, append.partition, base, delta + 1, sequence, now_ms, log.log_start)
 
     def _hashes(self, topic_id: bytes, keys: Sequence[bytes | None]) -> list[int]:
         hasher = self._store.keys.hasher(topic_id)
         if len(keys) == 1 and (key := keys[0]) is not None:
             return [hasher.hash(key)]
-        if None in keys:
-            keys = [NULL_KEY if key is None else key for key in keys]
-        return sorted(hasher.hash_all(cast("Sequence[bytes]", keys)))
+        return hashes_of(hasher, keys)
 
     def _take_back(self, frame: PendingFrame) -> None:
         """A frame that failed while it was built: its offsets, tags and sequences were handed to nobody."""
@@ -614,6 +636,7 @@ class EmbeddedEngine:
     def _publish(self, group: Group) -> None:
         """The group is durable (or written, with `os`): make it visible."""
         changed: dict[bytes, None] = {}
+        recent, file = self._recent, group.file
         for frame in group.frames:
             if frame.entries:
                 self._table.apply(frame.entries)
@@ -622,7 +645,7 @@ class EmbeddedEngine:
                 log = batch.partition
                 sealed = batch.sealed
                 log.grow(
-                    group.file,
+                    file,
                     batch.stored,
                     batch.position,
                     sealed.size,
@@ -631,12 +654,14 @@ class EmbeddedEngine:
                     batch.previous_tag,
                     batch.key_hashes,
                 )
-                self._recent.push(log, batch.stored)
+                recent.push(log, batch.stored)
                 self._batches += 1
                 changed[log.topic_id] = None
                 self._store.next_sequence = batch.stored.sequence + 1
-        self._recent.trim()
-        self._wake([topic.name for topic_id in changed if (topic := self._by_id.get(topic_id)) is not None])
+        if recent.size > recent.bytes_max:
+            recent.trim()
+        if changed and (self._watchers or self._watchers_of_all):
+            self._wake([topic.name for topic_id in changed if (topic := self._by_id.get(topic_id)) is not None])
 
     def _roll_back(self) -> None:
         """After a failed write: nothing that was only handed out exists any more."""
@@ -738,7 +763,7 @@ class EmbeddedEngine:
             raise OffsetOutOfRange(topic, partition, offset, log.log_start, log.high_watermark)
         if offset == log.high_watermark:
             return Fetched([], offset, log.log_start, log.high_watermark, [])
-        taken = self._lookup.recent_from_offset(log, offset, min(bytes_max, self.options.fetch_bytes_max))
+        taken = self._lookup.at_once(log, offset, min(bytes_max, self.options.fetch_bytes_max))
         if not taken:
             return None
         if offset <= log.log_start:
@@ -793,7 +818,7 @@ class EmbeddedEngine:
         end = self._end_of((topic.topic_id,))
         if from_sequence >= end:
             return Tail([], from_sequence, [])
-        key_hash = None if key is None else self._store.keys.hasher(topic.topic_id).hash(key)
+        key_hashes = None if key is None else self._read_by_key(topic.topic_id, key, UNREADABLE_KEY)
         logs = self._logs(topic, partitions)
         bytes_max = min(bytes_max, self.options.fetch_bytes_max)
         recent = self._recent.newest(from_sequence, NEAR_BATCHES) if key is None else None
@@ -801,7 +826,7 @@ class EmbeddedEngine:
             found = self._lookup.from_memory(recent, lambda log: log in logs, bytes_max)
         else:
             with _unknown_when_deleted(name):
-                found = await self._lookup.from_sequence(logs, from_sequence, bytes_max, key_hash)
+                found = await self._lookup.from_sequence(logs, from_sequence, bytes_max, key_hashes)
         batches = [_kept(log, stored) for log, stored in self._decided(found.stored, end)]
         damage = _damages([(topic, log, lost) for log, lost in found.damage])
         reached = min(found.reached, end)
@@ -873,6 +898,13 @@ class EmbeddedEngine:
         logs = [log for topic in picked.values() for log in self._logs(topic)]
         return await self._lookup.from_sequence(logs, from_sequence, bytes_max, None)
 
+    def _read_by_key(self, topic_id: bytes, *keys: bytes) -> tuple[int, ...]:
+        """Their hashes. Batches of the topic that came without are walked from now on."""
+        if self._key_walk.note(topic_id):
+            self._consider_merge()
+        hasher = self._store.keys.hasher(topic_id)
+        return tuple([hasher.hash(key) for key in keys])
+
     def _readable(self, topic_id: bytes) -> Callable[[Stored], bool]:
         decided = self.decided
         return lambda stored: decided is None or decided.committed(topic_id, stored)
@@ -881,7 +913,7 @@ class EmbeddedEngine:
         self._require_running()
         found = self._topic(topic)
         log = self._log(found, partition)
-        key_hash = self._store.keys.hasher(found.topic_id).hash(NULL_KEY if key is None else key)
+        (key_hash,) = self._read_by_key(found.topic_id, NULL_KEY if key is None else key)
         with _unknown_when_deleted(topic):
             latest = await self._lookup.newest_with_key(log, key, key_hash, self._readable(found.topic_id))
         return None if latest is None else _kept(log, latest)
@@ -892,6 +924,9 @@ class EmbeddedEngine:
     def partition_offsets(self, topic: str, partition: int) -> PartitionOffsets:
         log = self._log(self._topic(topic), partition)
         return PartitionOffsets(partition, log.log_start, log.high_watermark)
+
+    def partition_ends(self, topic: Topic, partition: int) -> PartitionEnds:
+        return self._log(topic, partition)
 
     def sizes(self, topic: str) -> list[int]:
         return [sum(extent.summary.size for extent in log.extents) for log in self._logs(self._topic(topic))]
@@ -942,6 +977,8 @@ class EmbeddedEngine:
             merges=self._merges,
             merged_bytes=self._merged_bytes,
             compactions=self._compactions,
+            key_walk_batches=self._store.read_by_key.batches_walked,
+            key_walk_waiting=self._key_walk.waiting(),
             log_starts_moved=self._log_starts_moved,
             files_swept=self._swept_files,
             bytes_swept=self._swept_bytes,
@@ -958,7 +995,7 @@ class EmbeddedEngine:
         if not self._running or (self._merging is not None and not self._merging.done()):
             return
         drop_dead_extents(self._store)
-        if choose(self._store) or dead_files(self._store) or self._has_compacted():
+        if choose(self._store) or dead_files(self._store) or self._has_compacted() or self._store.read_by_key:
             self._merging = asyncio.get_running_loop().create_task(self._merge_all(), name="merge")
 
     async def _merge_all(self) -> None:
@@ -989,12 +1026,14 @@ class EmbeddedEngine:
     async def _next_merge(self) -> Merge | None:
         if inputs := choose(self._store):
             return Merge(self._store, inputs)
-        if not self._has_compacted():
-            return None
         try:
+            if (unwalked := await self._key_walk.next_file()) is not None:
+                return Merge(self._store, [unwalked])
+            if not self._has_compacted():
+                return None
             return await self._cleaner.next(list(self._topics.values()), self.decided, self._retention_clock.now_ms())
         except (OSError, KeyProblem) as problem:
-            logger.warning("compaction is put off: %s", problem)
+            logger.warning("compaction, or walking keys, is put off: %s", problem)
             return None
 
     def _has_compacted(self) -> bool:
@@ -1018,6 +1057,9 @@ class EmbeddedEngine:
     async def _write_merged(self, merge: Merge) -> tuple[int, int]:
         """All that must be durable before the manifest lists the merged files; returns the snapshot's number and its group."""
         await merge.write()
+        if isinstance(merge, Compaction) and self.decided is not None:
+            for (topic_id, partition), offsets in merge.markers_gone.items():
+                await self.decided.markers_gone(topic_id, partition, offsets)
         group, entries = await self._durable_state()
         return await self._store.save_snapshot(group, entries), group
 

@@ -1,8 +1,11 @@
 """Committing: what was appended becomes durable, visible and acknowledged, in this order and together.
 
-One task writes groups while there is something to write. Group n + 1 is what arrived while n was written and synced; there is no
-timer. After a failed write or sync nothing is appended to that file again: waiters hear that the outcome is unknown, what was
-only handed out is rolled back, the file is closed where the last durable group ends, and a new file takes over.
+A group is what arrived in one turn of the loop, or while the group before it was written and synced; there is no timer. Small
+ones that only go to the system's memory are written in the next turn itself. Whatever has to wait for something (a sync, a lane,
+the next file) goes through a task, which writes until nothing waits.
+
+After a failed write or sync nothing is appended to that file again: waiters hear that the outcome is unknown, what was only
+handed out is rolled back, the file is closed where the last durable group ends, and a new file takes over.
 """
 
 from __future__ import annotations
@@ -53,10 +56,14 @@ class Committer:
         self._sealed = sealed
         self._pending: deque[PendingFrame] = deque()
         self._pending_bytes = 0
+        self._loop = asyncio.get_running_loop()
         self._task: asyncio.Task[None] | None = None
+        self._due: asyncio.Handle | None = None
+        self._at_once = store.options.durability == "os"
         self._background: set[asyncio.Task[None]] = set()
         self._journal: ActiveJournal | None = None
         self._next_journal: asyncio.Task[ActiveJournal] | None = None
+        self._full: asyncio.Task[None] | None = None  # the sync of the file before the active one
         self._durable_through = 0
         self._last_group = 0
         self._failed: Exception | None = None
@@ -65,7 +72,7 @@ class Committer:
         self._opened_at_ms = 0
         self._view_failed = False
         self._view_group = 0
-        self._unsynced: list[tuple[int, StagedWrite]] = []  # commit lane: what the view must not hear of yet
+        self._unsynced: deque[tuple[int, StagedWrite]] = deque()  # commit lane: what the view must not hear of yet
         self._sync_problem: OSError | None = None
         self._failing: Sequence[PendingFrame] = ()
         self._kept_keys: set[bytes] = set()
@@ -103,59 +110,116 @@ class Committer:
         self._kick()
 
     def _kick(self) -> None:
-        if self._task is None or self._task.done():
-            self._task = asyncio.get_running_loop().create_task(self._commit_all(), name="commit")
+        """At the end of this turn: what others append until then goes along."""
+        if self._due is None and (self._task is None or self._task.done()):
+            if self._at_once:
+                self._due = self._loop.call_soon(self._commit_soon)
+            else:
+                self._commit_by_task(self._commit_all())
 
-    async def _commit_all(self) -> None:
-        while self._pending and self._failed is None:
-            try:
-                await self._commit_one()
-            except Exception as problem:  # whatever it was: nobody may wait for ever, and nothing half-done may go on
-                await self._fail(problem)
-
-    async def _commit_one(self) -> None:
-        if self._sync_problem is not None:
-            raise self._sync_problem
-        journal = await self._room_in_journal()
-        group = journal.assemble(
-            self._store.keys,
-            self._pending,
-            self._store.options.group_bytes_max,
-            self._durable_through,
-            self._store.seams.clock.now_ms(),
-            self._store.next_sequence,
-        )
+    def _commit_soon(self) -> None:
+        """One group, at once or by the task. What comes after it waits for the next turn, in which others had theirs."""
+        self._due = None
+        if not self._pending or self._failed is not None:
+            return
+        if self._pending_bytes > WRITTEN_AT_ONCE_BYTES_MAX or self._sync_problem is not None:
+            self._commit_by_task(self._commit_all())
+            return
         try:
+            journal = self._journal_in_use()
+            if journal is None:
+                self._commit_by_task(self._commit_all())
+                return
+            group = self._assemble(journal)
+            if group.entries or group.end - group.position > WRITTEN_AT_ONCE_BYTES_MAX:
+                self._commit_by_task(self._commit_all(group))
+                return
+            try:
+                self._write_now(group, None, False)
+            except Exception:
+                self._failing = group.frames
+                raise
+            self._settle(journal, group)
+        except Exception as problem:  # whatever it was: nobody may wait for ever, and nothing half-done may go on
+            self._commit_by_task(self._recover(problem, self._stop(problem)))
+            return
+        if self._pending:
+            self._kick()
+
+    def _commit_by_task(self, work: Coroutine[None, None, None]) -> None:
+        self._task = self._loop.create_task(work, name="commit")
+
+    async def _commit_all(self, group: Group | None = None) -> None:
+        """`group` is assembled already."""
+        while (self._pending or group is not None) and self._failed is None:
+            try:
+                await self._commit_one(group)
+            except Exception as problem:  # whatever it was: nobody may wait for ever, and nothing half-done may go on
+                await self._mend(problem, self._stop(problem))
+            group = None
+
+    async def _recover(self, problem: Exception, waiting: Sequence[PendingFrame]) -> None:
+        await self._mend(problem, waiting)
+        await self._commit_all()
+
+    async def _commit_one(self, group: Group | None) -> None:
+        if group is None:
+            if self._sync_problem is not None:
+                raise self._sync_problem
+            group = self._assemble(await self._room_in_journal())
+        journal = self._journal
+        assert journal is not None
+        try:
+            if self._sync_problem is not None:
+                raise self._sync_problem
             await self._write(group)
         except Exception:
             self._failing = group.frames
             raise
+        self._settle(journal, group)
+
+    def _assemble(self, journal: ActiveJournal) -> Group:
+        store = self._store
+        return journal.assemble(
+            store.keys,
+            self._pending,
+            store.options.group_bytes_max,
+            self._durable_through,
+            store.seams.clock.now_ms(),
+            store.next_sequence,
+        )
+
+    def _settle(self, journal: ActiveJournal, group: Group) -> None:
+        """It is as durable as promised."""
+        size = group.end - group.position
         journal.accept(group)
         self._last_group = group.number
         if group.synced:
             self._durable_through = group.number
         self.groups += 1
-        self.bytes_written += group.end - group.position
-        self._pending_bytes -= sum(frame.size for frame in group.frames)
-        self._store.space.spent(group.end - group.position)
+        self.bytes_written += size
+        for frame in group.frames:
+            self._pending_bytes -= frame.size
+        self._store.space.spent(size)
         self._acknowledge(group)
 
     def _acknowledge(self, group: Group) -> None:
         """Visibility first, then whoever waits: who was told can read it."""
         self._publish(group)
         for frame in group.frames:
-            if frame.waiter is not None and not frame.waiter.done():
-                frame.waiter.set_result(None)
+            _tell(frame, None)
 
     async def _write(self, group: Group) -> None:
         staged = self._view.stage(group.number, group.entries) if group.entries else None
         keys = self._new_keys(group)
         # A key stands in two places, durably, before anything under it is acknowledged: without it all of that is lost.
         group.flush_view = group.flush_view or bool(keys)
-        group.synced = self._store.options.durability == "fsync" or group.flush_view
+        group.synced = not self._at_once or group.flush_view
         if staged is None and not group.synced and group.end - group.position <= WRITTEN_AT_ONCE_BYTES_MAX:
             self._write_now(group, None, False)
         else:
+            if group.synced:
+                await self._full_synced()
             await self._store.seams.executor.run("commit", lambda: self._write_now(group, staged, group.synced))
         self._kept_keys.update(keys)
 
@@ -175,19 +239,19 @@ class Committer:
                 self._unsynced.append((group.number, staged))
             return
         self._sync_journal(group.file)
-        self._catch_up()
+        self._catch_up(group.number)
         if staged is not None:
             self._follow(staged, group.number, group.flush_view)
 
-    def _sync_now(self, file: LogFile) -> None:
+    def _sync_now(self, file: LogFile, through: int) -> None:
         """Blocking: everything written so far is on the media, and then in the view."""
         self._sync_journal(file)
-        self._catch_up()
+        self._catch_up(through)
 
-    def _catch_up(self) -> None:
-        """Blocking: the journal was synced."""
-        waiting, self._unsynced = self._unsynced, []
-        for group, staged in waiting:
+    def _catch_up(self, through: int) -> None:
+        """Blocking: the journals were synced up to this group."""
+        while self._unsynced and self._unsynced[0][0] <= through:
+            group, staged = self._unsynced.popleft()
             self._follow(staged, group, False)
 
     def _follow(self, staged: StagedWrite | None, group: int, flush: bool) -> None:
@@ -215,17 +279,22 @@ class Committer:
         """The active file, or the next one when it is full. The next one is made ready at half."""
         journal = self._journal
         assert journal is not None
-        size = self._store.options.journal_file_bytes
-        stale = journal.system_key_id != self._store.keys.system_epoch().key_id or self._is_old(journal)
-        if journal.end < size and not stale:
-            if journal.end * 2 >= size and self._next_journal is None:
-                self._prepare_next(journal)
-            return journal
-        return await self._roll(journal)
+        return self._journal_in_use() or await self._roll(journal)
 
-    def _is_old(self, journal: ActiveJournal) -> bool:
-        age_ms = self._store.seams.clock.monotonic_ms() - self._opened_at_ms
-        return age_ms > self._store.options.journal_age_max_ms and journal.end > FILE_HEADER_BYTES
+    def _journal_in_use(self) -> ActiveJournal | None:
+        """None when it is full, old, or under a system key that another one follows."""
+        journal = self._journal
+        assert journal is not None
+        store, end = self._store, journal.end
+        size = store.options.journal_file_bytes
+        if end >= size or journal.system_key_id != store.keys.system_epoch().key_id:
+            return None
+        age_ms = store.seams.clock.monotonic_ms() - self._opened_at_ms
+        if age_ms > store.options.journal_age_max_ms and end > FILE_HEADER_BYTES:
+            return None
+        if end * 2 >= size and self._next_journal is None:
+            self._prepare_next(journal)
+        return journal
 
     def _prepare_next(self, journal: ActiveJournal) -> None:
         """Its first group is not known yet: the entry names the group after the newest, which is at most too low."""
@@ -233,7 +302,9 @@ class Committer:
         self._next_journal = asyncio.get_running_loop().create_task(make, name="next-journal")
 
     async def _roll(self, journal: ActiveJournal) -> ActiveJournal:
-        await self._sync_unsynced(journal)
+        """With "os" a full file is synced while the next one is written to: that takes 50 ms and more for 64 MiB. Only one is, so
+        what was acknowledged and is not on the media is less than two files."""
+        await self._full_synced()
         if self._next_journal is None or journal.system_key_id != self._store.keys.system_epoch().key_id:
             self._drop_next()
             self._prepare_next(journal)
@@ -244,17 +315,39 @@ class Committer:
         following.last_group = journal.last_group
         following.file.entry = msgspec.structs.replace(following.file.entry, first_group=following.first_group)
         self._write_to(following)
+        if journal.last_group > self._durable_through:
+            self._full = self._loop.create_task(self._sync_full(journal), name="sync-full-journal")
         self._spawn(self._seal(journal))
         return following
+
+    async def _sync_full(self, journal: ActiveJournal) -> None:
+        """Until it is done nothing of the file that follows is synced, confirmed or told to the view: a start takes the groups of
+        both for a tail that a power cut may have shortened anywhere. A failed sync closes the file, as a failed write does."""
+        through = journal.last_group
+        executor = self._store.seams.executor
+        await executor.run("commit", lambda: None)  # the system tells an error once: nobody else syncs this file at the same time
+        try:
+            await executor.run("sync", lambda: self._sync_journal(journal.file))
+        except Exception as problem:  # whatever it was: it is not known to be on the media
+            self.failures += 1
+            _lose_trust(journal, problem)
+            return
+        self._durable_through = max(self._durable_through, through)
+        await executor.run("commit", lambda: self._catch_up(through))
+
+    async def _full_synced(self) -> None:
+        while self._full is not None and not self._full.done():
+            await asyncio.wait([self._full])
 
     async def _sync_unsynced(self, journal: ActiveJournal) -> None:
         """With "os": what was acknowledged unsynced goes to the media before anything is built on it. Group numbers up to here
         are durable then; a sync that fails leaves nothing to trust in this file, so the next commit changes it."""
         through = journal.last_group
+        await self._full_synced()
         if through <= self._durable_through:
             return
         try:
-            await self._store.seams.executor.run("commit", lambda: self._sync_now(journal.file))
+            await self._store.seams.executor.run("commit", lambda: self._sync_now(journal.file, through))
         except OSError as problem:
             self._sync_problem = problem
             raise
@@ -277,19 +370,26 @@ class Committer:
 
     async def _seal(self, journal: ActiveJournal) -> None:
         """Until it is done the file stays listed as open, and a start reads it by its groups."""
-        await self._store.until_done(f"sealing {journal.file.path} in place", lambda: self._seal_once(journal))
+        await self._full_synced()
+        if journal.file.entry.state is FileState.OPEN:
+            # Every manifest from now on says where it ends, so those that let go of files behind it do, and what a footer that
+            # was not finished leaves there is not taken for groups that were lost.
+            journal.file.entry = msgspec.structs.replace(journal.file.entry, data_end=journal.end)
+            await self._store.until_done(f"sealing {journal.file.path} in place", lambda: self._seal_once(journal))
+        else:
+            await self._store.until_done("listing files", self._store.save_manifest)
         self._sealed()
 
     async def _seal_once(self, journal: ActiveJournal) -> None:
-        await self.flush_view()
+        await self._flush_view(journal.last_group)
         await self._store.seal_in_place(
             journal.file, journal.end, journal.first_group, journal.last_group, list(journal.keys.values())
         )
 
     # -- failure ----------------------------------------------------------------------------------------------------------
 
-    async def _fail(self, problem: Exception) -> None:
-        """Nobody is acknowledged; what was handed out is taken back; the file ends where the last group ended."""
+    def _stop(self, problem: Exception) -> list[PendingFrame]:
+        """Nothing is appended from here on; what was handed out is taken back. Returns those who have to be told."""
         self.failures += 1
         logger.error("append failed, changing the journal file", exc_info=problem)
         self._failed = problem
@@ -299,12 +399,16 @@ class Committer:
         self._pending_bytes = 0
         self._roll_back()
         self._drop_next()
+        return waiting
+
+    async def _mend(self, problem: Exception, waiting: Sequence[PendingFrame]) -> None:
+        """Nobody is acknowledged; the file ends where the last group ended, and another one takes over."""
         refused = False
         if is_full(problem):
             await self._store.space.refused()
             refused = await self._changed_file()  # the closed file ends before them, durably: they are not there
         for frame in waiting:
-            _reject(frame, self._store.space.problem() if refused else AppendUnknown(str(problem)))
+            _tell(frame, self._store.space.problem() if refused else AppendUnknown(str(problem)))
         await self._change_file_until_it_works()
 
     async def _changed_file(self) -> bool:
@@ -329,9 +433,7 @@ class Committer:
         assert journal is not None
         if journal.file.entry.state is FileState.OPEN:
             await self._sync_what_stands(journal)
-            journal.file.entry = msgspec.structs.replace(
-                journal.file.entry, state=FileState.CLOSED, data_end=max(journal.end, FILE_HEADER_BYTES)
-            )
+            _close(journal)
         self._write_to(await self._store.new_journal(journal.last_group + 1))
         self._sealed()
 
@@ -342,7 +444,7 @@ class Committer:
             try:
                 await self._sync_unsynced(journal)
             except OSError as problem:
-                logger.error("%s could not be synced (%s): a power cut may take records from it", journal.file.path, problem)
+                _lose_trust(journal, problem)
         self._sync_problem = None
 
     # -- stopping ---------------------------------------------------------------------------------------------------------
@@ -350,8 +452,14 @@ class Committer:
     async def close(self) -> None:
         """Commit what was accepted, then a group without frames that confirms it all."""
         self._closing = True
+        if self._due is not None:
+            self._due.cancel()
+            self._commit_soon()
+        while self._due is not None:  # noqa: ASYNC110  it was written at once, and the next turn writes more
+            await asyncio.sleep(0)
         if self._task is not None:
             await asyncio.wait([self._task])
+        await self._full_synced()
         if self._failed is None and self._journal is not None:
             await self._confirm(self._journal)
         if self._next_journal is not None:
@@ -383,9 +491,13 @@ class Committer:
         group = self._last_group
         if self._journal is not None:
             await self._sync_unsynced(self._journal)
+        await self._flush_view(group)
+        return group
+
+    async def _flush_view(self, group: int) -> None:
+        """Up to `group`, which is durable."""
         position = self._view.stage(group, [])
         await self._store.seams.executor.run("commit", lambda: self._follow(position, group, True))
-        return group
 
     def last_group(self) -> int:
         """The newest visible one."""
@@ -399,6 +511,27 @@ class Committer:
         return self._pending_bytes
 
 
-def _reject(frame: PendingFrame, refusal: BrokerError) -> None:
-    if frame.waiter is not None and not frame.waiter.done():
-        frame.waiter.set_exception(refusal)
+def _close(journal: ActiveJournal) -> None:
+    """It ends where its last group does, and gets no footer."""
+    end = max(journal.end, FILE_HEADER_BYTES)
+    journal.file.entry = msgspec.structs.replace(journal.file.entry, state=FileState.CLOSED, data_end=end)
+
+
+def _lose_trust(journal: ActiveJournal, problem: Exception) -> None:
+    """Closed files count as durable; what a power cut takes from this one is reported as damage, which it is."""
+    logger.error("%s could not be synced (%s): a power cut may take records from it", journal.file.path, problem)
+    _close(journal)
+
+
+def _tell(frame: PendingFrame, refusal: BrokerError | None) -> None:
+    waiter, told = frame.waiter, frame.told
+    if waiter is not None and not waiter.done():
+        if refusal is None:
+            waiter.set_result(None)
+        else:
+            waiter.set_exception(refusal)
+    if told is not None:
+        try:
+            told(refusal)
+        except Exception:  # one caller's mistake must not undo what is durable for everybody
+            logger.exception("whoever appended could not be told")

@@ -34,11 +34,23 @@ class Due(NamedTuple):
 class Row:
     """One partition's batches from a commit sequence on. `first` is a lower bound until `fill` made it exact; None: no more."""
 
-    __slots__ = ("_at", "_chunk", "_chunk_batches", "_extent", "_index_of", "_key_hash", "_ordinals", "_reached", "first", "log")
+    __slots__ = (
+        "_at",
+        "_chunk",
+        "_chunk_batches",
+        "_extent",
+        "_index_of",
+        "_key_hashes",
+        "_ordinals",
+        "_reached",
+        "first",
+        "log",
+    )
 
-    def __init__(self, log: PartitionLog, sequence: int, key_hash: int | None, index_of: IndexOf) -> None:
+    def __init__(self, log: PartitionLog, sequence: int, key_hashes: tuple[int, ...] | None, index_of: IndexOf) -> None:
+        """With `key_hashes` only batches that may hold one of the keys."""
         self.log = log
-        self._key_hash = key_hash
+        self._key_hashes = key_hashes
         self._index_of = index_of
         self._reached = sequence
         self._chunk: Sequence[Due] = ()
@@ -56,7 +68,7 @@ class Row:
         return None if extent is None else max(self._reached, extent.summary.min_sequence)
 
     def _in_memory(self) -> bool:
-        return self._key_hash is None and self._reached > self.log.ring_floor
+        return self._key_hashes is None and self._reached > self.log.ring_floor
 
     def filled(self) -> bool:
         return self._at < len(self._chunk)
@@ -99,14 +111,14 @@ class Row:
         return next_offset > self.log.log_start
 
     def _ordinals_of(self, extent: Extent, index: BatchIndex) -> Sequence[int]:
-        if self._key_hash is None:
+        if self._key_hashes is None:
             return range(len(index))
         if self._extent is not extent:
-            self._extent, self._ordinals = extent, index.with_key(self._key_hash)
+            self._extent, self._ordinals = extent, index.with_any(self._key_hashes)
         return self._ordinals
 
     def _item(self, extent: Extent, place: Place) -> Stored | Wanted:
-        recent = None if self._key_hash is None else self.log.ring.at(place.base_offset)
+        recent = None if self._key_hashes is None else self.log.ring.at(place.base_offset)
         return recent or Wanted(extent.file, place, self.log.topic_id, self.log.partition)
 
     def before(self, sequence: int) -> Iterator[Due]:

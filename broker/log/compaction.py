@@ -42,6 +42,8 @@ class Compaction(Merge):
         super().__init__(store, inputs)
         self._work = work
         self._epoch_for = epoch_for
+        self.markers_gone: dict[PartitionKey, list[int]] = {}
+        """Offsets of the ends of transactions that it leaves out, by partition."""
 
     def _plan(self) -> list[list[Source]]:
         """Compacted partitions do not share a segment with others: it is rewritten more often than those need to be."""
@@ -51,6 +53,9 @@ class Compaction(Merge):
             others = [source for source in sources if source.log.place not in self._work]
             planned += [part for part in (others, apart) if part] or [sources]
         return planned
+
+    def _together(self, sources: list[Source]) -> list[list[Source]]:
+        return [[source] for source in sources]
 
     async def _copy(self, output: Output, source: Source) -> None:
         work = self._work.get(source.log.place)
@@ -77,7 +82,7 @@ class Compaction(Merge):
             keys.hasher(log.topic_id),
             rules,
             losses,
-            scan.newest,
+            scan,
             output.file,
             output.end,
             summary.chain_in,
@@ -91,6 +96,8 @@ class Compaction(Merge):
                 await self._slowly(sum(place.size for place in chunk.places))
         await self._store.seams.executor.run("background", rewriting.finish)
         self._take(output, rewriting, summary, index)
+        if rewriting.markers_gone:
+            self.markers_gone[log.place] = rewriting.markers_gone
         output.parts.append((summary, index, source))
 
     async def _read_keys(self, scan: KeyScan, source: Source) -> None:
@@ -105,7 +112,7 @@ class Compaction(Merge):
             for chunk in unseen:
                 await self._on_lane(chunk, source.log, scan.read)
                 await self._slowly(sum(place.size for place in chunk.places))
-        await self._store.seams.executor.run("background", scan.settle)
+        await self._store.seams.executor.run("background", scan.finish)
 
     async def _on_lane(self, chunk: Chunk, log: PartitionLog, work: Callable[[Sequence[Wanted]], None]) -> None:
         file = chunk.extent.file

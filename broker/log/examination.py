@@ -16,7 +16,7 @@ from broker.log.layout import (
     parse_file_header,
     salt_of_groups,
 )
-from broker.log.manifest import FileEntry, FileKind, FileState
+from broker.log.manifest import FileEntry, FileKind
 from broker.log.reader import PartitionKey
 from broker.log.recovery import may_hold_frame, open_state
 from broker.log.scan import FoundBatch, FoundFrame, FoundGroup, Gap, batches, frames, groups
@@ -59,7 +59,7 @@ class FileExamination:
         self.spans: dict[PartitionKey, Span] = {}
         self.states: list[tuple[int, list[Entry]]] = []
         self.lost_states: list[LostState] = []
-        self.last_group = 0
+        self.last_group = 0  # so far; the newest before the file when that may have lost some: what does not follow is cut
         self._file = file
         self._names = names
         self._snapshot_group = snapshot_group
@@ -195,11 +195,13 @@ class FileExamination:
     # -- journals ---------------------------------------------------------------------------------------------------------
 
     def unsealed(self, durable_through: int) -> None:
-        """A journal without a footer: open, or closed after a failed write."""
+        """A journal without a footer: open, full and not sealed yet, or closed after a failed write."""
         size = self.examined.bytes = self._file.size()
         self._header()
-        closed = self.entry.state is FileState.CLOSED
-        self._walked(min(size, self.entry.data_end) if closed else size, 1 << 62 if closed else durable_through)
+        if self.entry.data_end:
+            self._walked(min(size, self.entry.data_end), 1 << 62)
+        else:
+            self._walked(size, durable_through)
 
     def _structure(self) -> bytes:
         """Groups, frames and state blocks of a journal whose batches the footer names."""

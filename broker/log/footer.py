@@ -19,7 +19,7 @@ from broker.log.layout import (
 )
 from broker.log.manifest import decode_content
 from broker.log.sealing import FOOTER_PURPOSE, LogKeys
-from broker.seams import File
+from broker.seams import Buffer, File
 from security.errors import TamperedData
 
 _NUMBER = struct.Struct("<Q")
@@ -117,6 +117,10 @@ def read_summary(keys: LogKeys, file: File, path: str, number: int, expected_tag
 
 def read_detail(keys: LogKeys, file: File, number: int, part: PartitionSummary) -> BatchIndex:
     """Raises TamperedData when the block is damaged."""
-    block = file.read_at(part.detail_position, part.detail_size)
+    return open_detail(keys, file.read_at(part.detail_position, part.detail_size), number, part)
+
+
+def open_detail(keys: LogKeys, block: Buffer, number: int, part: PartitionSummary) -> BatchIndex:
+    """Raises TamperedData when the block is damaged."""
     clear = keys.open_for(FOOTER_PURPOSE, block, _detail_data(keys.cluster_id, number, part.topic_id, part.partition))
     return BatchIndex.from_columns(clear, FLAG_KEYS_COMPLETE)

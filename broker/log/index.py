@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import struct
 from array import array
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from broker.log.layout import TAG_BYTES
+from broker.log.layout import FLAG_KEYS_COMPLETE, TAG_BYTES
 
 _COLUMN_BYTES = 44 + TAG_BYTES
 _COUNTS = struct.Struct("<II")
@@ -40,6 +40,7 @@ class BatchIndex:
     """Columns in offset order. Sequences grow with offsets, timestamps need not."""
 
     __slots__ = (
+        "_frozen",
         "_grouped",
         "_grouped_to",
         "_opaque",
@@ -67,7 +68,8 @@ class BatchIndex:
         self.tags = bytearray()
         self.key_hashes = array("Q")
         self.key_ordinals = array("I")
-        self._opaque: list[int] = []
+        self._opaque: dict[int, None] = {}  # ordinals of batches whose keys are not known
+        self._frozen = False
         self._runs: list[Sequence[int]] | None = []  # hashes of each batch, by ordinal, while the index grows
         self._grouped: dict[int, list[int]] = {}
         self._grouped_to = 0
@@ -91,7 +93,7 @@ class BatchIndex:
         if runs is None:
             raise TypeError("a settled index does not grow")
         if key_hashes is None:
-            self._opaque.append(len(self.base_offsets))
+            self._opaque[len(self.base_offsets)] = None
         runs.append(() if key_hashes is None else key_hashes)
         self.base_offsets.append(base_offset)
         self.positions.append(position)
@@ -123,6 +125,10 @@ class BatchIndex:
             return ordinal
         return ordinal + 1
 
+    def span_from(self, ordinal: int) -> int:
+        """Bytes of the file from this batch to the end of the last one."""
+        return self.positions[-1] + self.sizes[-1] - self.positions[ordinal]
+
     def at_sequence(self, sequence: int) -> int:
         return bisect_left(self.sequences, sequence)
 
@@ -132,6 +138,32 @@ class BatchIndex:
         if not self._opaque:
             return found
         return sorted({*found, *self._opaque})
+
+    def with_any(self, key_hashes: Sequence[int]) -> Sequence[int]:
+        """The same for any of several keys."""
+        found = {ordinal for key_hash in key_hashes for ordinal in self._lookup(key_hash)}
+        return sorted(found.union(self._opaque))
+
+    def opaque(self) -> list[int]:
+        """Ordinals, ascending, of the batches whose keys are not known."""
+        return list(self._opaque)
+
+    def learn(self, ordinal: int, key_hashes: Sequence[int]) -> bool:
+        """The keys of an opaque batch, walked since it was added. False when it is too late: see `freeze`."""
+        runs = self._runs
+        if runs is None or self._frozen:
+            return False
+        if ordinal in self._opaque:
+            runs[ordinal] = key_hashes
+            self.flags[ordinal] |= FLAG_KEYS_COMPLETE
+            del self._opaque[ordinal]
+            for key_hash in key_hashes if ordinal < self._grouped_to else ():
+                insort(self._grouped.setdefault(key_hash, []), ordinal)
+        return True
+
+    def freeze(self) -> None:
+        """A lane is about to read the columns: nothing changes them any more."""
+        self._frozen = True
 
     def _lookup(self, key_hash: int) -> Sequence[int]:
         if self._runs is not None:
@@ -191,7 +223,7 @@ class BatchIndex:
         at += TAG_BYTES * batches
         index.key_hashes.frombytes(clear[at : at + 8 * keys])
         index.key_ordinals.frombytes(clear[at + 8 * keys :])
-        index._opaque = [ordinal for ordinal, flags in enumerate(index.flags) if not flags & complete_flag]
+        index._opaque = dict.fromkeys([ordinal for ordinal, flags in enumerate(index.flags) if not flags & complete_flag])
         return index
 
 

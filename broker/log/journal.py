@@ -9,7 +9,7 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 
-from broker.engine.base import Stored
+from broker.engine.base import Stored, Told
 from broker.log.files import LogFile
 from broker.log.footer import WrappedKey
 from broker.log.layout import (
@@ -53,16 +53,16 @@ class PendingBatch:
 
 
 class PendingFrame:
-    """What is committed together. `waiter` is resolved when it is as durable as promised, or fails."""
+    """What is committed together. `waiter` is resolved when it is as durable as promised, or fails; `told` is called then."""
 
-    __slots__ = ("batches", "entries", "first_sequence", "flush_view", "size", "state_bytes", "state_entries", "waiter")
+    __slots__ = ("batches", "entries", "first_sequence", "flush_view", "size", "state_bytes", "state_entries", "told", "waiter")
 
-    def __init__(self, first_sequence: int, waiter: asyncio.Future[None] | None) -> None:
+    def __init__(self, first_sequence: int, waiter: asyncio.Future[None] | None, told: Told | None = None) -> None:
         self.first_sequence = first_sequence
         self.batches: list[PendingBatch] = []
         self.entries: list[Entry] = []
         self.flush_view = False
-        self.waiter = waiter
+        self.waiter, self.told = waiter, told
         self.size = 0
         self.state_entries = 0  # of entries and bytes that the spaces' bounds count
         self.state_bytes = 0
@@ -104,22 +104,22 @@ class ActiveJournal:
 
         They leave `pending` when the group is whole: whatever fails before, they are still there to be refused.
         """
-        frames = self._up_to(pending, group_bytes_max)
+        frames = [pending[0]] if len(pending) == 1 else self._up_to(pending, group_bytes_max)
         taken = len(frames)
         group = Group(self.file, self.last_group + 1, self.end, frames)
         self._lead_with_new_keys(keys, frames, sequence)
-        body = sum(frame.size for frame in frames)
         first = frames[0].first_sequence if frames else sequence
-        batches = sum(len(frame.batches) for frame in frames)
-        header = GroupHeader(GROUP_MAGIC, 0, group.number, durable_through, first, len(frames), batches, now_ms, self.salt)
-        at = self.end + GROUP_HEADER_BYTES
+        begin = at = self.end + GROUP_HEADER_BYTES
         buffers: list[bytes] = [b""]
+        batches = 0
         for frame in frames:
+            batches += len(frame.batches)
             at = self._lay_out(keys, frame, at, buffers)
-            group.entries += frame.entries
+            if frame.entries:
+                group.entries += frame.entries
             group.flush_view = group.flush_view or frame.flush_view
-        body = at - self.end - GROUP_HEADER_BYTES
-        buffers[0] = pack_group_header(header._replace(body_bytes=body))
+        fields = (group.number, durable_through, first, len(frames), batches, now_ms, self.salt)
+        buffers[0] = pack_group_header(GroupHeader(GROUP_MAGIC, at - begin, *fields))
         group.buffers, group.end = buffers, at
         for _ in range(taken):
             pending.popleft()
@@ -153,11 +153,11 @@ class ActiveJournal:
 
     @staticmethod
     def _lay_out(keys: LogKeys, frame: PendingFrame, at: int, buffers: list[bytes]) -> int:
-        directory = [
-            (log.topic_id, log.partition, stored.next_offset - stored.base_offset - 1, stored.base_offset, batch.sealed.size)
-            for batch in frame.batches
-            for log, stored in ((batch.partition, batch.stored),)
-        ]
+        directory = []
+        for batch in frame.batches:
+            log, stored = batch.partition, batch.stored
+            delta = stored.next_offset - stored.base_offset - 1
+            directory.append((log.topic_id, log.partition, delta, stored.base_offset, batch.sealed.size))
         clear = encode_entries(frame.entries) if frame.entries else b""
         state_bytes = len(clear) + 12 + 16 if clear else 0
         head = pack_frame_header(frame.first_sequence, directory, state_bytes)

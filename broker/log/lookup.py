@@ -7,22 +7,31 @@ batches is wanted until it is read, because a merge may replace it meanwhile.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
 from broker.batch import keys as keys_of
 from broker.batch import offset_of_timestamp, walk
+from broker.batch_header import read_header
+from broker.compression import Compression
 from broker.engine.base import Stored
 from broker.errors import DiskFailed
 from broker.log.commit_order import Row, in_commit_order
 from broker.log.files import LogFile
 from broker.log.footer import DamagedRange
+from broker.log.index import BatchIndex, Place
 from broker.log.partition import Extent, PartitionLog
 from broker.log.read_ahead import ReadAhead
 from broker.log.reader import Opened, ReadBack, Wanted, chained, open_batches, parts
+from broker.log.record_keys import UNREADABLE
+from broker.log.scratch import Scratch
 from broker.log.store import LogStore
+from broker.log.stretch import AT_ONCE_BYTES_MAX, open_stretch, stretch_at
 
+CANDIDATES_MAX = 64  # batches opened at once while one with a key is looked for,
+CANDIDATES_BYTES_MAX = 1024 * 1024  # and their bytes
+QUICKLY_WALKED_BYTES = 4096
 LOOKED_AT_MAX = 4096  # batches in memory that one scan passes by before others get their turn: about 1 ms
 NOT_FOUND = (-1, -1)
 
@@ -78,6 +87,7 @@ class Lookup:
         self._reads = asyncio.Semaphore(store.options.reads_in_flight_max)
         self._pages: ReadAhead[Found] = ReadAhead(store.options.read_ahead_bytes_max // 2)
         self._rows: ReadAhead[InOrder] = ReadAhead(store.options.read_ahead_bytes_max // 2)
+        self._scratch = Scratch()
         self.file_reads = 0
 
     async def close(self) -> None:
@@ -96,6 +106,36 @@ class Lookup:
         """The same out of memory; None where it does not reach back that far."""
         recent = log.ring.from_offset(offset)
         return None if recent is None else _up_to(recent, bytes_max)
+
+    def at_once(self, log: PartitionLog, offset: int, bytes_max: int) -> list[Stored] | None:
+        """The same without waiting: out of memory, the system's included. None where the disk would have to be asked, where it is
+        being asked already, where so much is wanted that others should not wait for it, and where anything is damaged."""
+        recent = self.recent_from_offset(log, offset, bytes_max)
+        if recent is not None:
+            return recent
+        if self._pages.has((log.place, offset, bytes_max)) or log.damage():
+            return None
+        found: list[Stored] = []
+        left = bytes_max
+        while (extent := _extent_from(log, offset)) is not None and not (found and log.ring.from_offset(offset)):
+            index = self._store.index_now(extent, self._scratch)
+            ordinal = 0 if index is None else index.at_offset(offset)
+            if index is None or ordinal == len(index):
+                break
+            if bytes_max > AT_ONCE_BYTES_MAX and index.span_from(ordinal) > AT_ONCE_BYTES_MAX:
+                return None
+            stretch = stretch_at(index, ordinal, left, first_of_all=not found)
+            if stretch is None:
+                break
+            view = self._scratch.read(extent.file, stretch.position, stretch.span)
+            opened = None if view is None else open_stretch(self._store.keys, log, index, stretch, view)
+            if opened is None:
+                return found if found and 2 * left <= bytes_max else None  # small pieces cost their reader more requests
+            found += opened
+            offset, left = opened[-1].next_offset, left - stretch.size
+            if bytes_max - left >= AT_ONCE_BYTES_MAX:
+                break
+        return found or None
 
     async def from_offset(self, log: PartitionLog, offset: int, bytes_max: int) -> Found:
         """Batches that hold or follow `offset`, up to `bytes_max` (at least one)."""
@@ -139,27 +179,32 @@ class Lookup:
 
     # -- by commit sequence -----------------------------------------------------------------------------------------------
 
-    async def from_sequence(self, logs: Iterable[PartitionLog], sequence: int, bytes_max: int, key_hash: int | None) -> InOrder:
-        """Batches of several partitions, of whatever topics, in commit order, up to `bytes_max` (at least one)."""
+    async def from_sequence(
+        self, logs: Iterable[PartitionLog], sequence: int, bytes_max: int, key_hashes: tuple[int, ...] | None
+    ) -> InOrder:
+        """Batches of several partitions, of whatever topics, in commit order, up to `bytes_max` (at least one); with `key_hashes`
+        those that may hold one of these keys."""
         among = list(logs)
-        if key_hash is None and not any(log.ring_floor >= sequence for log in among):
+        if key_hashes is None and not any(log.ring_floor >= sequence for log in among):
             return await self._merged(among, sequence, bytes_max, None)  # all in memory: nothing to read ahead of
         places = tuple([log.place for log in among])
-        place = (places, sequence, bytes_max, key_hash)
+        place = (places, sequence, bytes_max, key_hashes)
         going_on = self._rows.goes_on(place)
         found = await self._rows.take(place)
         if found is None or not found.stored:  # one without batches says how far it looked then, and there may be some now
-            found = await self._merged(among, sequence, bytes_max, key_hash)
-        reached, following = found.reached, (places, found.reached, bytes_max, key_hash)
+            found = await self._merged(among, sequence, bytes_max, key_hashes)
+        reached, following = found.reached, (places, found.reached, bytes_max, key_hashes)
         self._rows.stopped(following)
         if going_on and reached < self._store.next_sequence and any(log.ring_floor >= reached for log in among):
-            self._rows.start(following, bytes_max, among, lambda: self._merged(among, reached, bytes_max, key_hash))
+            self._rows.start(following, bytes_max, among, lambda: self._merged(among, reached, bytes_max, key_hashes))
         return found
 
-    async def _merged(self, logs: Sequence[PartitionLog], sequence: int, bytes_max: int, key_hash: int | None) -> InOrder:
+    async def _merged(
+        self, logs: Sequence[PartitionLog], sequence: int, bytes_max: int, key_hashes: tuple[int, ...] | None
+    ) -> InOrder:
         visible = self._store.next_sequence
         with _Held() as held:
-            rows = [Row(log, sequence, key_hash, self._store.index_of) for log in logs]
+            rows = [Row(log, sequence, key_hashes, self._store.index_of) for log in logs]
             taken, reached = await in_commit_order(rows, visible, bytes_max, held.add)
             read = await self._read([due.item for _, due in taken if isinstance(due.item, Wanted)])
         owners = {due.sequence: log for log, due in taken}
@@ -197,15 +242,28 @@ class Lookup:
             with _Held() as held:
                 held.add(extent.file)
                 index = await self._store.index_of(extent)
-                for ordinal in reversed(index.with_key(key_hash)):
-                    want = Wanted(extent.file, index.place(ordinal), log.topic_id, log.partition)
-                    if want.place.next_offset <= log.log_start:
-                        return None
-                    stored = await self._one(log, want)
-                    if stored is not None and readable(stored) and _holds(stored, key, log.log_start):
-                        return stored
+                for places in newest_first(index, tuple(index.with_key(key_hash))):
+                    kept = [place for place in places if place.next_offset > log.log_start]
+                    wanted = [Wanted(extent.file, place, log.topic_id, log.partition) for place in kept]
+                    found = await self._newest_holding(log, wanted, key, readable)
+                    if found is not None or len(kept) < len(places):
+                        return found
             below = extent.summary.first_offset
         return None
+
+    async def _newest_holding(
+        self, log: PartitionLog, wanted: Sequence[Wanted], key: bytes | None, readable: Callable[[Stored], bool]
+    ) -> Stored | None:
+        """Of these batches, which lie in offset order."""
+        recent = {want.place.base_offset: log.ring.at(want.place.base_offset) for want in wanted}
+        read = await self._read([want for want in wanted if recent[want.place.base_offset] is None])
+        _remember([log], read)
+        there = [*(stored for stored in recent.values() if stored is not None), *_undamaged(read.stored, log.damage())]
+        there = sorted([stored for stored in there if readable(stored)], key=lambda stored: stored.base_offset, reverse=True)
+        if all(_quickly_walked(stored) for stored in there):
+            return _first_holding(there, key, log.log_start)
+        log_start = log.log_start
+        return await self._store.seams.executor.run("read", lambda: _first_holding(there, key, log_start))
 
     async def _one(self, log: PartitionLog, want: Wanted) -> Stored | None:
         """A single batch, from memory if it is there; None when it is damaged."""
@@ -305,11 +363,42 @@ class Lookup:
         return [found for part in opened for found in part]
 
 
+def newest_first(index: BatchIndex, ordinals: Sequence[int]) -> Iterator[list[Place]]:
+    """Their places, the newest ones first, one by one to begin with: mostly the first look is the last. Each list is in offset
+    order."""
+    end, count = len(ordinals), 1
+    while end > 0:
+        places: list[Place] = []
+        size = 0
+        for ordinal in reversed(ordinals[max(0, end - count) : end]):
+            place = index.place(ordinal)
+            size += place.size
+            if places and size > CANDIDATES_BYTES_MAX:
+                break
+            places.insert(0, place)
+        end -= len(places)
+        count = min(2 * count, CANDIDATES_MAX)
+        yield places
+
+
+def _quickly_walked(stored: Stored) -> bool:
+    """Whether its keys are looked at in the time that another thread takes to begin."""
+    batch = stored.batch
+    return len(batch) <= QUICKLY_WALKED_BYTES and read_header(batch).compression is Compression.NONE
+
+
+def _first_holding(batches: Sequence[Stored], key: bytes | None, log_start: int) -> Stored | None:
+    return next((stored for stored in batches if _holds(stored, key, log_start)), None)
+
+
 def _holds(stored: Stored, key: bytes | None, log_start: int) -> bool:
-    """Whether one of its records that are kept has the key."""
-    if stored.base_offset >= log_start:
-        return key in keys_of(stored.batch)
-    return any(record.key == key and record.offset >= log_start for record in walk(stored.batch))
+    """Whether one of its records that are kept has the key. What a producer made unreadable holds nothing that anybody reads."""
+    try:
+        if stored.base_offset >= log_start:
+            return key in keys_of(stored.batch)
+        return any(record.key == key and record.offset >= log_start for record in walk(stored.batch))
+    except UNREADABLE:
+        return False
 
 
 def _extent_from(log: PartitionLog, offset: int) -> Extent | None:

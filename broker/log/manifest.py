@@ -39,7 +39,8 @@ class FileState(IntEnum):
 
 
 class FileEntry(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """One file. `data_end` is 0 while open; `first_group` 0 for segments."""
+    """One file. `data_end` is 0 while it may grow: an open one that is full has it, and all before it is durable; `first_group`
+    0 for segments."""
 
     number: int
     kind: FileKind

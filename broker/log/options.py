@@ -24,8 +24,8 @@ class LogOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     append_queue_bytes_max: int = 64 * MIB
     """Batches accepted and not yet durable; beyond it appends are refused with Overloaded."""
 
-    ring_bytes_max: int = 32 * MIB
-    """Newest batches kept in clear in memory for readers at the live end."""
+    ring_bytes_max: int = 16 * MIB
+    """Newest batches kept in clear in memory for readers at the live end, of all partitions together."""
 
     index_cache_bytes_max: int = 32 * MIB
     """Indexes of sealed files kept in memory."""
@@ -54,6 +54,20 @@ class LogOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     merge_bytes_per_s: int = 64 * MIB
     """Rate of the background merge."""
+
+    key_walk_after_read_ms: int = 60 * 60 * 1000
+    """How long after somebody read a topic by key the batches that Kafka producers send to it are walked for their keys, so that
+    a look-up need not open them all."""
+
+    key_walk_interval_ms: int = 1_000
+    """How often, meanwhile, batches that came since are looked for."""
+
+    key_walk_bytes_per_s: int = 16 * MIB
+    """Rate of that walk, in bytes as stored."""
+
+    key_walk_file_bytes_min: int = 1 * MIB
+    """A sealed file with at least this many bytes of batches whose keys nobody knows, of a topic that is read by key, is written
+    again at the rate of the merge, to have them in its footer."""
 
     compaction_offsets_max: int = 2_000_000
     """Offsets of a partition that one compaction sees for the first time, at most, but always those of one file: their keys are

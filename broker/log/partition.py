@@ -38,6 +38,9 @@ class Extent:
         self.index = index
 
 
+_GONE = Stored(0, 0, 0, 0, 0, b"")
+
+
 class Ring:
     """The newest batches in clear, in order: a list with a moving start, so that bisection works on it."""
 
@@ -51,7 +54,8 @@ class Ring:
         self.items.append(stored)
 
     def drop_first(self) -> None:
-        """Amortised: the list is shortened when half of it is gone."""
+        """Amortised: the list is shortened when half of it is gone. The batch itself is let go at once."""
+        self.items[self._dropped] = _GONE
         self._dropped += 1
         if self._dropped * 2 > len(self.items):
             del self.items[: self._dropped]

@@ -45,6 +45,10 @@ class ReadAhead(Generic[Page]):
         """Whether a reader stopped where this one begins."""
         return place in self._places
 
+    def has(self, place: Hashable) -> bool:
+        """Whether the page that begins here is there or under way."""
+        return place in self._pages
+
     async def take(self, place: Hashable) -> Page | None:
         """The page that begins here, if it was read ahead and still holds."""
         ahead = self._pages.pop(place, None)

@@ -12,6 +12,8 @@ from itertools import islice
 from broker.engine.base import Stored
 from broker.log.partition import PartitionLog
 
+OBJECTS_BYTES = 300  # what a batch takes in memory besides its own bytes: of small ones that is most
+
 
 class Recent:
     """Owner thread only."""
@@ -27,7 +29,7 @@ class Recent:
     def push(self, log: PartitionLog, stored: Stored) -> None:
         log.ring.push(stored)
         self._items.append((log, stored))
-        self.size += len(stored.batch)
+        self.size += len(stored.batch) + OBJECTS_BYTES
 
     def trim(self) -> None:
         while self.size > self.bytes_max and self._items:
@@ -39,7 +41,7 @@ class Recent:
 
     def _drop_oldest(self) -> None:
         log, oldest = self._items.popleft()
-        self.size -= len(oldest.batch)
+        self.size -= len(oldest.batch) + OBJECTS_BYTES
         log.ring_floor = oldest.sequence
         log.ring.drop_first()
 

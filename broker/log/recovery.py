@@ -30,6 +30,7 @@ from broker.log.manifest import FileEntry
 from broker.log.scan import FoundBatch, FoundFrame, FoundGroup, Gap, batches, frames
 from broker.log.sealing import LogKeys, batch_tag
 from broker.log.state import Entry, Kind, decode_entries, parse_wrapped_key
+from broker.seams import Buffer
 from security.crypto.envelope import Cipher
 from security.crypto.keystore import SYSTEM_TOPIC_ID
 from security.errors import KeyProblem, KeyShredded, TamperedData
@@ -126,7 +127,8 @@ class Recovery:
         self.next_sequence = next_sequence
 
     def read_journal(self, entry: FileEntry, source: JournalBytes | bytes, durable_through: int, end: int) -> RecoveredFile:
-        """`end`: where the file's data ends; `durable_through`: groups up to this number are never cut."""
+        """`end`: where the file's data ends; `durable_through`: groups up to this number are never cut. All groups are known to
+        be there when the last one ends where the entry says that the data does."""
         found = RecoveredFile(entry)
         data = JournalBytes.of(source, end)
         self._keys.keyring.adopt(SYSTEM_TOPIC_ID, entry.system_key_id, entry.wrapped_system_key)
@@ -183,9 +185,10 @@ class Recovery:
         body_at = group.position + GROUP_HEADER_BYTES
         body_end = body_at + group.header.body_bytes
         confirmed, through = number <= durable_through, number
+        last = number if body_end == end == found.entry.data_end else max(number, self._last_confirmed_here(durable_through))
         if confirmed and following and not (number == durable_through and following[0].header.number > number + 1):
             body_end, through = following[0].position, following[0].header.number - 1
-        elif confirmed and number < (last := self._last_confirmed_here(durable_through)):
+        elif confirmed and number < last:
             self._note_lost_groups(found, data, min(body_end, end), end, last)
             # Where no bytes are left for them they are not here: a file after this one may hold them, its headers damaged.
             through = number if last == EVERYTHING or body_end >= end else last
@@ -429,12 +432,12 @@ class Recovery:
         return found
 
 
-def key_hashes(data: bytes, position: int, header: BatchHeader) -> Sequence[int] | None:
+def key_hashes(data: Buffer, position: int, header: BatchHeader) -> Sequence[int] | None:
     """The hashes a sealed batch carries; None when its keys were not looked at."""
     if not header.flags & FLAG_KEYS_COMPLETE:
         return None
     at = position + BATCH_HEADER_BYTES
-    return array("Q", data[at : at + 8 * header.key_hashes])
+    return array("Q", bytes(data[at : at + 8 * header.key_hashes]))
 
 
 def newest_durable_through(files: Iterable[tuple[FileEntry, JournalBytes | bytes, int]]) -> int:

@@ -4,26 +4,28 @@ Two passes, each a job on a lane per chunk: `KeyScan` notes the newest offset of
 seen, `Rewriting` writes what is left, sealed anew and chained among themselves. Offsets have no holes but damage: the batch
 before takes over the offsets of what is gone; where there is none before, a batch without records stands for them.
 
-When in doubt a record is kept: without a key, in a batch that cannot be walked, in a transaction that is not known to be decided.
+When in doubt a record is kept: in a batch that cannot be walked, in a transaction that is not known to be decided.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from array import array
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
+from itertools import compress
 from typing import NamedTuple
 
-from broker.batch_errors import BatchTooLarge, CorruptBatch, UnsupportedCompression
 from broker.batch_header import read_header
 from broker.engine.base import AbortedRange, Stored
 from broker.log.footer import DamagedRange
 from broker.log.layout import FLAG_CONTROL, FLAG_HAS_EXPIRY, FLAG_KEYS_COMPLETE, FLAG_REWRITTEN, FLAG_TRANSACTIONAL, BatchHeader
 from broker.log.merge import Row
 from broker.log.reader import Opened, Wanted, chain_broken, open_batches
+from broker.log.record_keys import UNREADABLE, key_hashes, unreadable
 from broker.log.recovery import NOT_CHAINED
 from broker.log.sealing import LogKeys
-from broker.retained import DELTA_MAX, NO_TIMESTAMP, Outlined, delete_horizon, empty, outline, retain
+from broker.retained import DELTA_MAX, NO_TIMESTAMP, Outline, delete_horizon, empty, holds_records, outline, outline_some
 from broker.seams import File
 from security.crypto.envelope import KeyHasher
 from security.crypto.keyring import Epoch
@@ -31,9 +33,6 @@ from security.crypto.keyring import Epoch
 LONG_KEY_BYTES = 32
 FOUND_DAMAGED = "found damaged while compacting"
 KEPT_FLAGS = FLAG_CONTROL | FLAG_TRANSACTIONAL | FLAG_HAS_EXPIRY
-UNREADABLE = (CorruptBatch, BatchTooLarge, UnsupportedCompression)
-# Stands for no key in the key index; a real key of these bytes only makes a candidate.
-NULL_KEY = b"\xff\x00sprawl null key"
 
 
 class Rules(NamedTuple):
@@ -98,6 +97,13 @@ def named(key: bytes) -> bytes:
     return key if len(key) <= LONG_KEY_BYTES else b"#" + blake2b(key, digest_size=LONG_KEY_BYTES).digest()
 
 
+def names(keys: Sequence[bytes | None]) -> Sequence[bytes | None]:
+    """The same for all keys of a batch."""
+    if None not in keys and max(map(len, keys), default=0) <= LONG_KEY_BYTES:  # type: ignore[arg-type]
+        return keys
+    return [None if key is None else named(key) for key in keys]
+
+
 class KeyScan:
     """The newest offset of each key. A batch counts once its successor has confirmed that it is the right one."""
 
@@ -106,7 +112,9 @@ class KeyScan:
         self._rules = rules
         self._losses = losses
         self._waiting: Checked | None = None
-        self.newest: dict[bytes, int] = {}
+        self.newest: dict[bytes | None, int] = {}
+        self._tombstones: dict[int, list[int]] = {}  # by base offset of those batches whose records all have their offsets
+        self._staying: array[int] = array("Q")
 
     def read(self, wanted: Sequence[Wanted]) -> None:
         """Blocking."""
@@ -127,9 +135,25 @@ class KeyScan:
             records = outline(waiting.stored.batch)
         except UNREADABLE:
             return
-        for offset, key, _ in records:
-            if key is not None:
-                self.newest[named(key)] = offset  # offsets only grow
+        self.newest.update(zip(names(records.keys), records.offsets, strict=True))  # offsets only grow
+        if len(records) == records.header.last_offset_delta + 1:
+            self._tombstones[waiting.header.base_offset] = records.tombstones
+
+    def finish(self) -> None:
+        """Blocking. Behind the last batch."""
+        self.settle()
+        self.newest.pop(None, None)  # from before it was a topic of keys
+        self._staying = array("Q", sorted(self.newest.values()))
+
+    def staying(self, base_offset: int, next_offset: int) -> tuple[list[int], bool] | None:
+        """Which records of a batch that was read here are the newest of their keys, and whether one of them is a tombstone. None
+        for others, which have to be looked at."""
+        tombstones = self._tombstones.get(base_offset)
+        if tombstones is None:
+            return None
+        first = bisect_left(self._staying, max(base_offset, self._rules.log_start))
+        places = [offset - base_offset for offset in self._staying[first : bisect_left(self._staying, next_offset, lo=first)]]
+        return places, bool(tombstones) and not set(tombstones).isdisjoint(places)
 
 
 def _follows(before: Checked | None, found: Checked) -> bool:
@@ -137,27 +161,40 @@ def _follows(before: Checked | None, found: Checked) -> bool:
 
 
 class _Left:
-    """What is left of a batch, waiting to learn how far it reaches. `kept` None: it stays as it is, whatever follows."""
+    """What is left of a batch, waiting to learn how far it reaches: it as it is, some of its `records`, or nothing (`gone`).
+    Unreadable ones and markers never reach over what follows them, unless they go too."""
 
-    __slots__ = ("hashes", "header", "horizon_ms", "kept", "next_offset", "stored")
+    __slots__ = ("gone", "hashes", "header", "horizon_ms", "kept", "next_offset", "records", "stored")
 
-    def __init__(self, found: Checked, kept: list[bool] | None, horizon_ms: int | None, hashes: list[int] | None) -> None:
+    def __init__(
+        self,
+        found: Checked,
+        hashes: list[int],
+        records: Outline | None = None,
+        kept: Sequence[bool] = (),
+        horizon_ms: int | None = None,
+        *,
+        gone: bool = False,
+    ) -> None:
         self.stored = found.stored
         self.header = found.header
-        self.kept = kept
-        self.horizon_ms = horizon_ms
         self.hashes = hashes
+        self.records = records
+        self.kept = kept
+        self.gone = gone or (records is not None and not any(kept))
+        self.horizon_ms = horizon_ms
         self.next_offset = found.header.next_offset
 
     def may_reach(self, next_offset: int) -> bool:
-        return self.kept is not None and next_offset - self.header.base_offset - 1 <= DELTA_MAX
+        grows = self.gone or (self.records is not None and not self.header.flags & FLAG_CONTROL)
+        return grows and next_offset - self.header.base_offset - 1 <= DELTA_MAX
 
     def batch(self) -> bytes:
-        if self.kept is None:
-            return self.stored.batch
-        if not any(self.kept):
+        if self.gone:
             return empty(self.header.base_offset, self.next_offset)
-        return retain(self.stored.batch, self.kept, self.next_offset, self.horizon_ms)
+        if self.records is None:
+            return self.stored.batch
+        return self.records.retain(self.kept, self.next_offset, self.horizon_ms)
 
 
 class Rewriting:
@@ -170,7 +207,7 @@ class Rewriting:
         hasher: KeyHasher,
         rules: Rules,
         losses: Losses,
-        newest: dict[bytes, int],
+        scan: KeyScan,
         target: File,
         end: int,
         chain_in: bytes,
@@ -180,11 +217,13 @@ class Rewriting:
         self._hasher = hasher
         self._rules = rules
         self._losses = losses
-        self._newest = newest
+        self._scan = scan
         self._target = target
         self._tag = chain_in
         self._left: _Left | None = None
         self._before: Checked | None = None
+        self._with_records: set[int] = set()  # producers with a transaction under way of which there are records
+        self.markers_gone: list[int] = []  # their offsets
         self._pieces: list[bytes] = []
         self._start = end
         self.end = end
@@ -229,8 +268,7 @@ class Rewriting:
         left = self._left_of(found)
         if self._left is not None and self._left.next_offset != found.header.base_offset:
             self._flush()
-        gone = left.kept is not None and not any(left.kept)
-        if gone and self._left is not None and self._left.may_reach(left.next_offset):
+        if left.gone and self._left is not None and self._left.may_reach(left.next_offset):
             self._left.next_offset = left.next_offset
             return
         self._flush()
@@ -248,33 +286,67 @@ class Rewriting:
 
     def _left_of(self, found: Checked) -> _Left:
         batch = found.stored.batch
+        header = read_header(batch)
         if found.header.flags & FLAG_CONTROL:
-            return _Left(found, None, None, [])
+            return self._left_of_marker(found, header.producer_id)
+        if header.is_transactional and holds_records(batch):
+            self._with_records.add(header.producer_id)
+        if self._rules.is_aborted(batch):
+            return _Left(found, [], gone=True)
+        staying = self._scan.staying(found.header.base_offset, found.header.next_offset)
+        if staying is not None:
+            return self._left_of_read(found, *staying)
         try:
             records = outline(batch)
         except UNREADABLE:
-            return _Left(found, None, None, None)
+            return _Left(found, unreadable(self._hasher))
         horizon_ms = delete_horizon(batch)
-        kept = self._kept(records, self._rules.is_aborted(batch), horizon_ms)
-        marked = any(keep and record.tombstone for keep, record in zip(kept, records, strict=True))
-        new_horizon_ms = self._rules.now_ms + self._rules.tombstones_kept_ms if marked and horizon_ms is None else None
-        return _Left(found, kept, new_horizon_ms, self._hashes(records, kept))
+        kept = self._kept(records, horizon_ms)
+        marked = horizon_ms is None and any(kept[at] for at in records.tombstones)
+        hashes = key_hashes(self._hasher, list(compress(records.keys, kept)))
+        return _Left(found, hashes, records, kept, self._new_horizon_ms() if marked else None)
 
-    def _kept(self, records: Sequence[Outlined], aborted: bool, horizon_ms: int | None) -> list[bool]:
-        rules, newest = self._rules, self._newest
-        if aborted:
-            return [False] * len(records)
-        expired = horizon_ms is not None and rules.now_ms > horizon_ms
-        return [
-            offset >= rules.log_start
-            and (key is None or newest.get(named(key), offset) <= offset)
-            and not (tombstone and expired and key is not None)
-            for offset, key, tombstone in records
-        ]
+    def _left_of_read(self, found: Checked, places: Sequence[int], marked: bool) -> _Left:
+        """Of a batch that the scan has read: no key is looked at twice but of what stays."""
+        if not places:
+            return _Left(found, [], gone=True)
+        records = outline_some(found.stored.batch, places)
+        hashes = key_hashes(self._hasher, records.keys)
+        return _Left(found, hashes, records, [True] * len(records), self._new_horizon_ms() if marked else None)
 
-    def _hashes(self, records: Sequence[Outlined], kept: Sequence[bool]) -> list[int]:
-        keys = [record.key for record, keep in zip(records, kept, strict=True) if keep]
-        return sorted(self._hasher.hash_all([NULL_KEY if key is None else key for key in keys]))
+    def _left_of_marker(self, found: Checked, producer_id: int) -> _Left:
+        """The end of a transaction goes as a tombstone does, from when on a compaction finds no record of it any more (KIP-534):
+        by then nobody has begun to read it who would wait for its end."""
+        batch = found.stored.batch
+        has_records = producer_id in self._with_records
+        self._with_records.discard(producer_id)
+        horizon_ms = delete_horizon(batch)
+        if has_records or (horizon_ms is not None and self._rules.now_ms <= horizon_ms):
+            return _Left(found, [])
+        try:
+            records = outline(batch)
+        except UNREADABLE:
+            return _Left(found, [])
+        if horizon_ms is None:
+            return _Left(found, [], records, [True] * len(records), self._new_horizon_ms())
+        self.markers_gone.append(found.header.base_offset)
+        return _Left(found, [], records, [False] * len(records))
+
+    def _new_horizon_ms(self) -> int:
+        return self._rules.now_ms + self._rules.tombstones_kept_ms
+
+    def _kept(self, records: Outline, horizon_ms: int | None) -> list[bool]:
+        newest, log_start = self._scan.newest, self._rules.log_start
+        latest = map(newest.get, names(records.keys), records.offsets)
+        kept = [last <= offset for last, offset in zip(latest, records.offsets, strict=True)]
+        if None in records.keys:
+            kept = [keep and key is not None for keep, key in zip(kept, records.keys, strict=True)]
+        if horizon_ms is not None and self._rules.now_ms > horizon_ms:
+            for at in records.tombstones:
+                kept[at] = False
+        if records.offsets and records.offsets[0] < log_start:
+            kept = [keep and offset >= log_start for keep, offset in zip(kept, records.offsets, strict=True)]
+        return kept
 
     def _flush(self) -> None:
         left, self._left = self._left, None
@@ -282,8 +354,8 @@ class Rewriting:
             return
         header, clear = left.header, left.batch()
         said = read_header(clear)
-        flags = header.flags & KEPT_FLAGS | FLAG_REWRITTEN | (0 if left.hashes is None else FLAG_KEYS_COMPLETE)
-        newest_ms = header.max_timestamp_ms if left.kept is None else said.max_timestamp_ms if said.count else NO_TIMESTAMP
+        flags = (0 if left.gone else header.flags & KEPT_FLAGS) | FLAG_REWRITTEN | FLAG_KEYS_COMPLETE
+        newest_ms = header.max_timestamp_ms if left.records is None else said.max_timestamp_ms if said.count else NO_TIMESTAMP
         delta = left.next_offset - header.base_offset - 1
         sealed = self._keys.seal_batch(
             clear,

@@ -290,7 +290,8 @@ class Startup:
     def _begin_partitions(self, starts: Mapping[PartitionKey, LogStart]) -> None:
         """What lies below the log starts is no part of the log any more, whatever files still hold of it."""
         for log in self._store.partitions.values():
-            log.extents.sort(key=lambda extent: extent.summary.first_offset)
+            # What a merge has left of records that were just deleted may be nothing, where the next extent begins: it is first.
+            log.extents.sort(key=lambda extent: (extent.summary.first_offset, extent.summary.next_offset))
         for place, start in starts.items():
             log = self._store.partition(*place)
             log.begin_at(start)
@@ -343,11 +344,13 @@ class Startup:
         recovered: list[RecoveredFile] = []
         newest = 0
         cut = False
+        unconfirmed: FileEntry | None = None  # the file before, when it may have lost groups that nothing confirms
         for entry, data, end in loaded:
             first = firsts[entry.number]
             newest = max(newest, self._last_group_before(entry.number), 0)
-            if cut and first is not None and first.number not in (newest + 1, 0):
-                # Written after bytes that were lost (only without fsync): nothing behind a cut is confirmed.
+            known = EVERYTHING if unconfirmed is None else max(newest, durable, unconfirmed.first_group - 1)
+            if first is not None and (first.number > known + 1 or (cut and first.number not in (newest + 1, 0))):
+                # Written after bytes that were lost (only without fsync): nothing behind a cut, or a hole, is confirmed.
                 found = RecoveredFile(entry)
                 found.tail_cut = TailCut(entry.path, FILE_HEADER_BYTES, end - FILE_HEADER_BYTES, "follows a cut")
             else:
@@ -357,6 +360,7 @@ class Startup:
                 cut = True
                 self._report.tail_cuts.append(found.tail_cut)
             newest = max(newest, found.last_group)
+            unconfirmed = entry if entry.data_end == 0 else None
             self._add_recovered(self._store.files[entry.number], found)
             recovered.append(found)
         newest = max([newest, sealed_last_group, *(entry.first_group - 1 for entry in unsealed)])
@@ -383,8 +387,7 @@ class Startup:
             last_group,
             following,
         )
-        closed = entry.state is FileState.CLOSED
-        found = recovery.read_journal(entry, data, EVERYTHING if closed else durable, end)
+        found = recovery.read_journal(entry, data, EVERYTHING if entry.data_end else durable, end)
         if found.tail_cut is None and found.last_group + 1 == following:
             # The next file says with which sequence it goes on: what is missing before it was lost at this one's end.
             for header in firsts.values():
@@ -405,7 +408,7 @@ class Startup:
 
     def _load(self, entry: FileEntry) -> tuple[JournalBytes, int]:
         file = self._store.files[entry.number].file
-        end = self._end_of_open(entry) if entry.state is FileState.OPEN else min(file.size(), entry.data_end)
+        end = min(file.size(), entry.data_end) if entry.data_end else self._end_of_open(entry)
         return JournalBytes(file, end), end
 
     def _end_of_open(self, entry: FileEntry) -> int:

@@ -15,16 +15,18 @@ from contextlib import suppress
 import msgspec
 
 from broker.log.files import LogFile
-from broker.log.footer import DamagedRange, PartitionSummary, Summary, WrappedKey, build_footer, read_detail
+from broker.log.footer import DamagedRange, PartitionSummary, Summary, WrappedKey, build_footer, open_detail, read_detail
 from broker.log.index import BatchIndex
 from broker.log.journal import ActiveJournal, pack_journal_header
 from broker.log.layout import FILE_HEADER_BYTES, FLAG_REWRITTEN, chain_begins_anew
 from broker.log.manifest import FileEntry, FileKind, FileState, Manifest, seal_manifest
 from broker.log.options import LogOptions
 from broker.log.partition import Extent, PartitionLog
+from broker.log.read_by_key import ReadByKey
 from broker.log.recovery import NOT_CHAINED, PartitionKey, RecoveredFile, key_hashes
 from broker.log.reserve import DiskSpace, is_full
 from broker.log.scan import batches
+from broker.log.scratch import SCRATCH_BYTES, Scratch
 from broker.log.sealing import LogKeys, batch_tag
 from broker.log.state import Entry, seal_snapshot
 from broker.log.two_copies import TwoCopyFile
@@ -47,6 +49,7 @@ class LogStore:
         self.options = options
         self.keys: LogKeys
         self.space = DiskSpace(seams, options)
+        self.read_by_key = ReadByKey(seams.clock, options.key_walk_after_read_ms)
         self.manifest = Manifest(1, 0, 1, [])
         self.files: dict[int, LogFile] = {}
         self.summaries: dict[int, Summary] = {}
@@ -168,6 +171,8 @@ class LogStore:
         """Give a full journal its footer: footer, fsync, manifest. Its indexes then live on disk."""
         extents = [extent for extent in self.live_extents(file) if extent.index is not None]
         parts = [(extent.summary, extent.index) for extent in extents if extent.index is not None]
+        for _, index in parts:
+            index.freeze()
         known = [key for key in keys if key.topic_id in self._topic_ids()]
         summary = Summary(1, file.number, [], known, [], list(unattributed), first_group, last_group)
         tag, placed = await self.seams.executor.run("background", lambda: self._write_footer(file, data_end, parts, summary))
@@ -271,8 +276,8 @@ class LogStore:
 
     # -- indexes ----------------------------------------------------------------------------------------------------------
 
-    async def index_of(self, extent: Extent) -> BatchIndex:
-        """The extent's index: growing, cached, or read from its footer. TamperedData when that block is damaged."""
+    def index_at_hand(self, extent: Extent) -> BatchIndex | None:
+        """The extent's index where it is in memory."""
         if extent.index is not None:
             return extent.index
         part = extent.summary
@@ -280,8 +285,31 @@ class LogStore:
         found = self._indexes.get(place)
         if found is not None:
             self._indexes.move_to_end(place)
+        return found
+
+    def index_now(self, extent: Extent, scratch: Scratch) -> BatchIndex | None:
+        """`index_of` without waiting: None where the disk would have to be asked, or where the footer's block is damaged."""
+        found = self.index_at_hand(extent)
+        part, file = extent.summary, extent.file
+        if found is not None or part.detail_size > SCRATCH_BYTES:
             return found
-        file = extent.file
+        block = scratch.read(file, part.detail_position, part.detail_size)
+        if block is None:
+            return None
+        try:
+            found = open_detail(self.keys, block, file.number, part)
+        except TamperedData:
+            return None
+        self._cache((file.number, part.topic_id, part.partition), found)
+        return found
+
+    async def index_of(self, extent: Extent) -> BatchIndex:
+        """The extent's index: growing, cached, or read from its footer. TamperedData when that block is damaged."""
+        found = self.index_at_hand(extent)
+        if found is not None:
+            return found
+        part, file = extent.summary, extent.file
+        place = (file.number, part.topic_id, part.partition)
         file.hold()
         try:
             found = await self.seams.executor.run("read", lambda: read_detail(self.keys, file.file, file.number, part))
@@ -295,6 +323,29 @@ class LogStore:
             file.release()
         self._cache(place, found)
         return found
+
+    async def load_indexes(self, extents: Sequence[Extent]) -> None:
+        """Those that are not in memory, with one piece of work; a damaged one is left to `index_of`."""
+        missing = [extent for extent in extents if self.index_at_hand(extent) is None]
+        if not missing:
+            return
+        for extent in missing:
+            extent.file.hold()
+        try:
+            found = await self.seams.executor.run("read", lambda: [self._detail(extent) for extent in missing])
+        finally:
+            for extent in missing:
+                extent.file.release()
+        for extent, index in zip(missing, found, strict=True):
+            if index is not None:
+                self._cache((extent.file.number, extent.summary.topic_id, extent.summary.partition), index)
+
+    def _detail(self, extent: Extent) -> BatchIndex | None:
+        """Blocking. None when the footer's block is damaged."""
+        try:
+            return read_detail(self.keys, extent.file.file, extent.file.number, extent.summary)
+        except TamperedData:
+            return None
 
     def _reindex(self, file: LogFile, part: PartitionSummary) -> tuple[BatchIndex, list[DamagedRange]]:
         """Blocking. The footer's block is damaged: the batches' own headers make the index again, and opening them proves it.

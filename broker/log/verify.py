@@ -197,6 +197,7 @@ class Verifier:
         unsealed = [entry for entry in there if entry.state is not FileState.SEALED]
         through = self._durable_through(unsealed)
         names = self._names()
+        unconfirmed: tuple[FileEntry, int] | None = None  # the journal before, when a power cut may have taken groups of it
         # Journals first, oldest first: they carry keys too, of batches in segments that lost their footers.
         for entry in sorted(there, key=lambda entry: (entry.kind, entry.number)):
             examination = FileExamination(
@@ -211,7 +212,11 @@ class Verifier:
             if entry.state is FileState.SEALED:
                 examination.sealed(self._summaries[entry.number])
             else:
+                if unconfirmed is not None:
+                    before, last_group = unconfirmed
+                    examination.last_group = max(last_group, through, before.first_group - 1)
                 examination.unsealed(through)
+                unconfirmed = None if entry.data_end else (entry, examination.last_group)
             self._take(examination)
 
     def _take(self, examination: FileExamination) -> None:

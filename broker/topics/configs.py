@@ -246,6 +246,15 @@ def check_configs(topic: str, configs: Mapping[str, str]) -> None:
             raise InvalidConfig(topic, name, problem)
 
 
+def check_together(topic: str, configs: Mapping[str, str]) -> None:
+    """Raises InvalidConfig where all of a topic's configs contradict each other, in Kafka's words."""
+    low, high = compaction_lag_ms(configs)
+    if low > high:
+        name = MIN_COMPACTION_LAG_MS
+        reason = f"conflict topic config setting {name} ({low}) > {MAX_COMPACTION_LAG_MS} ({high})"
+        raise InvalidConfig(topic, name, reason)
+
+
 def config_value(configs: Mapping[str, str], name: str) -> str:
     """The topic's value, or the default."""
     return configs.get(name, RULES[name].default)

@@ -367,3 +367,18 @@ async def test_close_waits_for_work_that_runs() -> None:
     executor.close()
     assert done == ["done"]
     await future
+
+
+def test_what_is_in_the_page_cache_is_read_without_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = MachineDisk(tmp_path).open("a", create=True)
+    file.write_at(0, [b"0123456789"])
+    into = bytearray(4)
+    assert file.read_now(3, memoryview(into)) in (0, 4)  # 0: the file system of this folder cannot tell
+    assert bytes(into) in (bytes(4), b"3456")
+    assert file.read_now(8, memoryview(into)) in (0, 2)
+    assert file.read_now(100, memoryview(into)) == 0
+    monkeypatch.setattr("broker.machine.READ_NOW", 0)  # another system than Linux
+    assert file.read_now(3, memoryview(into)) == 0
+    file.close()
+    monkeypatch.undo()
+    assert file.read_now(3, memoryview(into)) == 0  # no error: the read lane finds out

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import struct
+from typing import Any
 
+import crc32c
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from broker.batch import Compression, Draft, build
-from broker.batch_errors import BatchTooLarge, CorruptBatch, IllegalBatch, TimestampRefused, UnsupportedCompression
+from broker.batch_errors import (
+    BatchTooLarge,
+    CorruptBatch,
+    IllegalBatch,
+    TimestampRefused,
+    TooManyRecords,
+    UnsupportedCompression,
+)
 from broker.batch_header import CONTROL, TRANSACTIONAL, BatchHeader, assemble, read_header
 from broker.engine.base import Topic
 from broker.errors import BrokerError
-from broker.produced import RECORDS_NAMED_MAX, check_produced, checked_keys, rules_of
+from broker.produced import RECORDS_NAMED_MAX, Rules, _check_by_steps, check_produced, checked_keys, rules_of
 
 NOW_MS = 1_700_000_000_000
 RECORDS: list[Draft] = [(NOW_MS, b"a", b"1", ()), (NOW_MS + 5, b"b", b"2", ())]
@@ -124,3 +135,41 @@ class TestKeys:
     def test_where_they_are_asked_for_records_have_to_agree_with_their_header(self) -> None:
         with pytest.raises(CorruptBatch):
             checked_keys(rules_of(topic()), memoryview(changed(build(RECORDS), count=1)), wanted=True)
+
+
+# What is seen at one look
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 60), st.integers(0, 255)), max_size=3),
+    st.sampled_from([Compression.NONE, Compression.LZ4]),
+    st.sampled_from([{}, {"producer_id": 3, "producer_epoch": 0, "base_sequence": 4}]),
+    st.booleans(),
+    st.integers(-5, 5),
+)
+def test_a_look_says_what_the_steps_say(
+    flips: list[tuple[int, int]], codec: Compression, producer: dict[str, int], mend: bool, cut: int
+) -> None:
+    """Bytes of the header are changed, with the checksum made good or not, and the end is moved."""
+    batch = bytearray(build(RECORDS, compression=codec, **producer))
+    for at, value in flips:
+        batch[at] = value
+    if mend:
+        struct.pack_into(">I", batch, 17, crc32c.crc32c(bytes(batch[21:])))
+    data = memoryview(bytes(batch) + bytes(cut) if cut >= 0 else bytes(batch)[:cut])
+    rules = rules_of(topic())
+    assert _outcome(check_produced, rules, data) == _outcome(_check_by_steps, rules, data)
+
+
+def _outcome(check: Any, rules: Rules, data: memoryview) -> Any:
+    try:
+        return check(rules, data, NOW_MS)
+    except BrokerError as refusal:
+        return type(refusal), str(refusal)
+
+
+def test_more_records_than_a_batch_may_have() -> None:
+    rules = rules_of(topic(), 1)
+    assert check_produced(rules, memoryview(build(RECORDS[:1])), NOW_MS).count == 1
+    with pytest.raises(TooManyRecords, match=r"a batch of 2 records; pipeline\.batch_records_max allows 1"):
+        check_produced(rules, memoryview(build(RECORDS)), NOW_MS)

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from broker.batch import build, keys, verify, walk, with_log_append_time
 from broker.batch_errors import CorruptBatch
-from broker.batch_header import TIMESTAMP_MS_MAX, read_header
+from broker.batch_header import HEADER_BYTES, TIMESTAMP_MS_MAX, read_header
 from broker.compression import Compression
-from broker.retained import Outlined, delete_horizon, empty, holds_records, outline, retain
+from broker.retained import delete_horizon, empty, holds_records, outline, outline_some, retain
 
 Draft = tuple[int, bytes | None, bytes | None, tuple[tuple[bytes, bytes | None], ...]]
 
@@ -73,10 +73,53 @@ def test_records_dated_by_the_log_keep_its_date() -> None:
 
 
 def test_an_outline_names_keys_and_tombstones() -> None:
-    batch = build([(1, b"a", b"1", ()), (2, None, b"", ()), (3, b"b", None, ())], base_offset=9)
-    assert outline(batch) == [Outlined(9, b"a", False), Outlined(10, None, False), Outlined(11, b"b", True)]
-    with pytest.raises(CorruptBatch):
-        outline(batch[:-1])
+    found = outline(build([(1, b"a", b"1", ()), (2, None, b"", ()), (3, b"b", None, ())], base_offset=9))
+    assert (found.offsets, found.keys, found.tombstones) == ([9, 10, 11], [b"a", None, b"b"], [2])
+
+
+@given(drafts=DRAFTS, codec=st.sampled_from(Compression), kept=st.lists(st.booleans(), min_size=8, max_size=8))
+def test_an_outline_agrees_with_a_walk(drafts: list[Draft], codec: Compression, kept: list[bool]) -> None:
+    """Of batches as they came, and of those that compaction left before."""
+    batch = build(drafts, compression=codec, base_offset=9)
+    if any(kept[: len(drafts)]):
+        batch = retain(batch, kept[: len(drafts)], 9 + len(drafts), 2**40 if kept[-1] else None)
+    found, records = outline(batch), list(walk(batch))
+    assert list(zip(found.offsets, found.keys, strict=True)) == [(record.offset, record.key) for record in records]
+    assert found.tombstones == [at for at, record in enumerate(records) if record.value is None]
+
+
+@given(drafts=DRAFTS, codec=st.sampled_from(Compression), data=st.data())
+def test_an_outline_of_some_records_is_that_of_all_without_the_others(
+    drafts: list[Draft], codec: Compression, data: st.DataObject
+) -> None:
+    batch = build(drafts, compression=codec, base_offset=9)
+    kept = data.draw(st.lists(st.booleans(), min_size=len(drafts), max_size=len(drafts)).filter(any))
+    horizon = data.draw(st.none() | st.integers(0, 2**45))
+    some = outline_some(batch, [at for at, keep in enumerate(kept) if keep])
+    assert some.keys == [draft[1] for draft, keep in zip(drafts, kept, strict=True) if keep]
+    assert some.offsets == [9 + at for at, keep in enumerate(kept) if keep]
+    assert some.retain([True] * len(some), 100, horizon) == retain(batch, kept, 100, horizon)
+
+
+@given(drafts=DRAFTS, at=st.integers(0, 10_000), value=st.integers(0, 255))
+def test_an_outline_refuses_what_a_walk_refuses(drafts: list[Draft], at: int, value: int) -> None:
+    batch = bytearray(build(drafts))
+    batch[HEADER_BYTES + at % (len(batch) - HEADER_BYTES)] = value
+    try:
+        records = [(record.offset, record.key) for record in walk(bytes(batch))]
+    except CorruptBatch:
+        with pytest.raises(CorruptBatch):
+            outline(bytes(batch))
+    else:
+        found = outline(bytes(batch))
+        assert list(zip(found.offsets, found.keys, strict=True)) == records
+
+
+def test_an_outline_of_a_batch_cut_short_is_refused() -> None:
+    batch = build([(1, b"a", b"1" * 200, ((b"name", b"content"),)), (2, None, b"", ())])
+    for size in range(len(batch)):
+        with pytest.raises(CorruptBatch):
+            outline(batch[:size])
 
 
 def test_an_empty_batch_covers_its_offsets_and_has_no_record() -> None:

@@ -703,6 +703,7 @@ class EngineContract:
             (1, {"max.message.byte": "5"}, "max.message.byte"),
             (1, {"max.message.bytes": "lots"}, "max.message.bytes"),
             (1, {"compression.type": "rar"}, "compression.type"),
+            (1, {"min.compaction.lag.ms": "9", "max.compaction.lag.ms": "8"}, "min.compaction.lag.ms"),
         )
         for partitions, configs, named in refusals:
             with subtests.test(f"{partitions} {configs}"):
@@ -743,6 +744,13 @@ class EngineContract:
         await orders.append([large])
         with pytest.raises(InvalidConfig):
             await orders.alter_topic("orders", configs={"nonsense": "1"})
+        assert orders.topics()["orders"] == altered
+
+    async def test_configs_that_contradict_each_other_are_refused_together(self, orders: Engine) -> None:
+        altered = await orders.alter_topic("orders", configs={"min.compaction.lag.ms": "9", "max.compaction.lag.ms": "9"})
+        for configs in ({"max.compaction.lag.ms": "8"}, {"min.compaction.lag.ms": "10"}):
+            with pytest.raises(InvalidConfig, match="conflict topic config setting"):
+                await orders.alter_topic("orders", configs=configs)
         assert orders.topics()["orders"] == altered
 
     async def test_changing_what_is_not_there(self, engine: Engine) -> None:

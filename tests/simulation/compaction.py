@@ -7,17 +7,14 @@ and bits flip; after each start everything is read back and held against what cl
 What has to hold of every record that was acknowledged or seen once:
 - it is there, at its offset, or a newer record of its key is known, or it lies in damage that the node reports;
 - once it was found missing, nobody is ever shown it again;
-- the newest record of a key is there, if it is not the mark of a deletion.
+- the newest record of a key is there, if it is not the mark of a deletion. Those without a key may go.
 Records of the topic beside, whose files are rewritten along, are all there.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import random
 import sys
-from collections import Counter
 from dataclasses import dataclass, field
 
 import msgspec
@@ -28,15 +25,9 @@ from broker.engine.base import Append, Damage
 from broker.engine.embedded import EmbeddedEngine
 from broker.errors import StorageProblem, Unavailable
 from security.errors import KeyProblem
-from tests.simulation.disk import SimulatedDisk
-from tests.simulation.executor import SimulatedExecutor
-from tests.simulation.faults import Faults, draw_plan
 from tests.simulation.ledger import Broken
-from tests.simulation.loop import SimulatedLoop
-from tests.simulation.run import quiet
-from tests.simulation.seams import SeededRandom, SimulatedSeams
-from tests.simulation.store import SimulatedKeyedStores
-from tests.simulation.world import SMALL_OPTIONS, World
+from tests.simulation.small_world import SmallWorld, campaign, simulate_quietly
+from tests.simulation.world import SMALL_OPTIONS
 
 COMPACTED, PLAIN = "settings", "orders"
 PARTITIONS = 2
@@ -62,7 +53,7 @@ class Told:
     """A record as its client knows it. `offset` -1: nobody was told one yet; `released`: it may be gone;
     `missing`: a reader who read all did not meet it."""
 
-    key: bytes
+    key: bytes | None
     value: bytes | None = field(repr=False)
     offset: int = -1
     missing: bool = False
@@ -79,70 +70,15 @@ class Model:
         return self.sent.setdefault(place, {})
 
 
-class CompactedWorld:
-    """`World` for its machine; clients and judge are of its own."""
+class CompactedWorld(SmallWorld):
+    """Clients and judge."""
+
+    name, kinds, options, lives_max = "compaction", KINDS, OPTIONS, LIVES
 
     def __init__(self, seed: int, kind: str | None = None) -> None:
-        drawn = random.Random(f"{seed}/compaction").choice(KINDS)
-        self.machine = World(seed, kind=kind or drawn)
+        super().__init__(seed, kind)
         self.model = Model()
-        self.counts: Counter[str] = Counter()
-        self.lives = 0
-        self._built = 0
-
-    def run(self) -> None:
-        for _ in range(LIVES):
-            self._live(last=False)
-        for _ in range(2):
-            self._live(last=True)
-
-    # -- one life ---------------------------------------------------------------------------------------------------------
-
-    def _live(self, *, last: bool) -> None:
-        machine, number = self.machine, self.lives
-        self.lives += 1
-        self._random = machine.draw(f"life {number}")
-        loop = SimulatedLoop(machine.time)
-        machine.enter(loop)
-        machine.clock.start()
-        plan = draw_plan(machine.plans, () if last else machine.failing)
-        if last or self._random.random() < 0.3:
-            plan.cut_after = None
-        if last:
-            plan.failures.clear()
-        self._failing = bool(plan.failures)
-        self._faults = Faults(plan, machine.draw(f"faults {number}"), machine.trace, loop.halt)
-        self._phase = "starting"
-        try:
-            loop.run(self._run(self._engine(loop, number), last))
-        finally:
-            loop.bury()
-        machine.check()
-        if loop.complaints:
-            raise Broken(f"exceptions nobody took: {loop.complaints}")
-        self._machine_off(last)
-
-    def _engine(self, loop: SimulatedLoop, number: int) -> EmbeddedEngine:
-        machine, faults = self.machine, self._faults
-        disk = SimulatedDisk(machine.data, faults, machine.draw(f"disk {number}"), machine.trace, machine.wrote)
-        keys = SimulatedDisk(machine.keys, faults, machine.draw(f"keys {number}"), machine.trace, machine.wrote)
-        stores = SimulatedKeyedStores(machine.stores, faults, machine.trace, machine.nonces.stored)
-        executor = SimulatedExecutor(loop, machine.draw(f"executor {number}"), machine.trace)
-        seams = SimulatedSeams(machine.clock, SeededRandom(machine.draw(f"random {number}")), disk, stores, executor)
-        return EmbeddedEngine(seams, machine.keystore(keys), OPTIONS, holder=f"life {number}")
-
-    def _machine_off(self, last: bool) -> None:
-        machine = self.machine
-        machine.data.lock_holder = None
-        if self._faults.off and self._phase != "killed":
-            self.counts["power cut"] += 1
-            machine.lose_power()
-        elif self._random.random() < 0.3 and not last:
-            machine.lose_power()
-        if self._phase == "killed":
-            self.counts["killed"] += 1
-        if not last:
-            machine.damage_media()
+        self._keyless = bool(seed % 2)  # some records have no key: the topic was not always compacted
 
     async def _run(self, engine: EmbeddedEngine, last: bool) -> None:
         if not await self._started(engine):
@@ -228,7 +164,13 @@ class CompactedWorld:
         for _ in range(draw.choice((1, 1, 2, 6))):
             self._built += 1
             mark = b"%d" % self._built
-            key = draw.choice(KEYS) if draw.random() < 0.9 else b"once-%d" % self._built
+            key = (
+                draw.choice(KEYS)
+                if draw.random() < 0.9
+                else None
+                if self._keyless and self._built % 8 == 0
+                else b"once-%d" % self._built
+            )
             value = None if draw.random() < 0.15 else draw.randbytes(draw.choice((0, 30, 200, 1_000)))
             drafts.append((self.machine.clock.now_ms(), key, value, ((b"mark", mark),)))
             one = Told(key, value)
@@ -283,13 +225,13 @@ class CompactedWorld:
 
     def _check(self, place: Place, log_start: int, known: dict[bytes, Told], found: set[bytes], damage: list[Damage]) -> None:
         everybody = self.model.of(place)
-        newest: dict[bytes, int] = {}
+        newest: dict[bytes | None, int] = {}
         for told in everybody.values():
             newest[told.key] = max(newest.get(told.key, -1), told.offset)
         for mark, told in known.items():
             if mark in found or told.offset < log_start or told.missing or told.released:
                 continue
-            if place[0] == COMPACTED and (newest[told.key] > told.offset or told.value is None):
+            if place[0] == COMPACTED and (newest[told.key] > told.offset or None in (told.key, told.value)):
                 told.missing = not damage
                 self.counts["left out"] += 1
                 continue
@@ -304,30 +246,9 @@ class CompactedWorld:
 
 def simulate(seed: int, kind: str | None = None) -> CompactedWorld:
     world = CompactedWorld(seed, kind)
-    with quiet():
-        world.run()
+    simulate_quietly(world)
     return world
 
 
-def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.simulation.compaction", description=__doc__)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kind", choices=sorted(set(KINDS)))
-    parser.add_argument("--runs", type=int, default=1)
-    chosen = parser.parse_args(arguments)
-    counts: Counter[str] = Counter()
-    failed = []
-    for seed in range(chosen.seed, chosen.seed + chosen.runs):
-        try:
-            counts += simulate(seed, chosen.kind).counts
-        except Exception as problem:
-            failed.append(seed)
-            print(f"seed {seed}: {type(problem).__name__}: {problem}", flush=True)
-            if chosen.runs == 1:
-                raise
-    print(dict(sorted(counts.items())), "failed:", failed)
-    return bool(failed)
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(campaign(__doc__, CompactedWorld, simulate, sys.argv[1:]))

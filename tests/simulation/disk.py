@@ -275,6 +275,11 @@ class SimulatedFile:
         self._disk.check(self._path, self._open)
         return bytes(self._inode.cache[position : position + size])
 
+    def read_now(self, position: int, into: memoryview) -> int:
+        data = self.read_at(position, len(into))
+        into[: len(data)] = data
+        return len(data)
+
     def size(self) -> int:
         self._disk.check(self._path, self._open)
         return len(self._inode.cache)

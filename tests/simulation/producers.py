@@ -8,21 +8,20 @@ What has to hold:
 - a numbered batch that was acknowledged is there, once, at the offset that was told; no batch is there twice, or out of order;
 - of a transaction readers have all or nothing: all once its commit was acknowledged, nothing once it was aborted or fenced;
 - a copy made in transactions that carry their offsets is its source up to the committed offset: nothing left out, nothing twice.
+All of it while the topic of the first two is compacted.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import random
 import sys
 from collections import Counter
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
 
-from broker.batch import walk
+from broker.batch import read_header, walk
 from broker.broker import Outgoing
 from broker.engine.embedded import EmbeddedEngine
 from broker.errors import Unavailable
@@ -30,18 +29,16 @@ from broker.groups.offsets import GroupOffset
 from broker.producers.errors import OutOfOrderSequence
 from broker.transactions.transaction import Place
 from tests.broker.transactions.shop import Shop, numbered
-from tests.simulation.disk import SimulatedDisk
-from tests.simulation.executor import SimulatedExecutor
-from tests.simulation.faults import Faults, draw_plan
+from tests.simulation.faults import Plan
 from tests.simulation.ledger import Broken
-from tests.simulation.loop import SimulatedLoop
-from tests.simulation.run import quiet
-from tests.simulation.seams import SeededRandom, SimulatedSeams
-from tests.simulation.store import SimulatedKeyedStores
-from tests.simulation.world import SMALL_OPTIONS, World
+from tests.simulation.small_world import SmallWorld, campaign, simulate_quietly
+from tests.simulation.world import SMALL_OPTIONS
 
 TOPIC, SOURCE, COPY, GROUP = "orders", "source", "copy", "copiers"
 TOPICS = {TOPIC: 2, SOURCE: 1, COPY: 1}
+# Each record has a key of its own: compaction takes what was aborted, and the ends of which nothing is left.
+COMPACT = {"cleanup.policy": "compact", "min.cleanable.dirty.ratio": "0.1", "delete.retention.ms": "20"}
+CONFIGS = {TOPIC: COMPACT, SOURCE: {"retention.ms": "-1"}, COPY: {"retention.ms": "-1"}}
 KINDS = ("power", "power", "errors")
 LIVES = 10
 STEPS = 14
@@ -49,7 +46,12 @@ IN_FLIGHT_MAX = 5  # what a producer may have under way (KIP-98)
 TIMEOUT_MS = 2_000
 CHECK_MS = 50
 OPTIONS = msgspec.structs.replace(
-    SMALL_OPTIONS, journal_file_bytes=6 * 1024, ring_bytes_max=2 * 1024, merge_own_bytes=12 * 1024, merge_files_min=4
+    SMALL_OPTIONS,
+    journal_file_bytes=4 * 1024,
+    ring_bytes_max=2 * 1024,
+    merge_own_bytes=12 * 1024,
+    merge_files_min=4,
+    retention_check_ms=10,  # compaction is thought of as often
 )
 
 Producer = tuple[int, int]
@@ -104,71 +106,22 @@ class Writer:
         return first
 
 
-class ProducerWorld:
-    """`World` for its machine; clients and judge are of its own."""
+class ProducerWorld(SmallWorld):
+    """Clients and judge."""
+
+    name, kinds, options, lives_max = "producers", KINDS, OPTIONS, LIVES
 
     def __init__(self, seed: int, kind: str | None = None) -> None:
-        drawn = random.Random(f"{seed}/producers").choice(KINDS)
-        self.machine = World(seed, kind=kind or drawn)
+        super().__init__(seed, kind)
         self.numbering = [Numbering() for _ in range(2)]
         self.writers = [Writer("steady", grows=False), Writer("growing", grows=True)]
         self.copier = Writer("copier", grows=False)
-        self.counts: Counter[str] = Counter()
-        self.lives = 0
-        self._built = 0
 
-    def run(self) -> None:
-        for _ in range(LIVES):
-            self._live(last=False)
-        for _ in range(2):
-            self._live(last=True)
-
-    # One life
-
-    def _live(self, *, last: bool) -> None:
-        machine, number = self.machine, self.lives
-        self.lives += 1
-        self._random = machine.draw(f"life {number}")
-        loop = SimulatedLoop(machine.time)
-        machine.enter(loop)
-        machine.clock.start()
-        plan = draw_plan(machine.plans, () if last else machine.failing)
-        if last or self._random.random() < 0.2:
+    def _spare(self, plan: Plan) -> None:
+        if self._random.random() < 0.2:
             plan.cut_after = None
-        if last:
-            plan.failures.clear()
         elif plan.cut_after is not None:
             plan.cut_after *= self._random.choice((1, 2, 4))
-        self._failing = bool(plan.failures)
-        self._faults = Faults(plan, machine.draw(f"faults {number}"), machine.trace, loop.halt)
-        self._phase = "starting"
-        try:
-            loop.run(self._run(self._engine(loop, number), last))
-        finally:
-            loop.bury()
-        machine.check()
-        if loop.complaints:
-            raise Broken(f"exceptions nobody took: {loop.complaints}")
-        self._machine_off(last)
-
-    def _engine(self, loop: SimulatedLoop, number: int) -> EmbeddedEngine:
-        machine, faults = self.machine, self._faults
-        disk = SimulatedDisk(machine.data, faults, machine.draw(f"disk {number}"), machine.trace, machine.wrote)
-        keys = SimulatedDisk(machine.keys, faults, machine.draw(f"keys {number}"), machine.trace, machine.wrote)
-        stores = SimulatedKeyedStores(machine.stores, faults, machine.trace, machine.nonces.stored)
-        executor = SimulatedExecutor(loop, machine.draw(f"executor {number}"), machine.trace)
-        seams = SimulatedSeams(machine.clock, SeededRandom(machine.draw(f"random {number}")), disk, stores, executor)
-        return EmbeddedEngine(seams, machine.keystore(keys), OPTIONS, holder=f"life {number}")
-
-    def _machine_off(self, last: bool) -> None:
-        machine = self.machine
-        machine.data.lock_holder = None
-        if self._faults.off and self._phase != "killed":
-            self.counts["power cut"] += 1
-            machine.lose_power()
-        elif self._random.random() < 0.3 and not last:
-            machine.lose_power()
-        self.counts["killed"] += self._phase == "killed"
 
     async def _run(self, engine: EmbeddedEngine, last: bool) -> None:
         try:
@@ -183,8 +136,11 @@ class ProducerWorld:
         clients += [self._transact(shop, one) for one in self.writers]
         clients += [self._fill_source(shop), self._copy(shop)]
         await asyncio.gather(*clients)
+        if self._random.random() < 0.7:
+            await self._come_to_rest(shop)
         self.counts["append failed"] += engine.stats().append_failures
         self.counts["merges"] += engine.stats().merges
+        self.counts["compactions"] += engine.stats().compactions
         if last:
             await self._end_all(shop)
         await self._judge(shop, strict=last)
@@ -201,8 +157,21 @@ class ProducerWorld:
         shop = Shop(engine, self.machine.clock, check_ms=CHECK_MS)  # type: ignore[arg-type]
         for name, partitions in TOPICS.items():
             if name not in engine.topics():
-                await engine.create_topic(name, partitions, {})
+                await engine.create_topic(name, partitions, CONFIGS[name])
+        forget = shop.stability.markers_gone
+
+        async def markers_gone(topic_id: bytes, partition: int, offsets: Sequence[int]) -> None:
+            self.counts["ends let go"] += len(offsets)
+            await forget(topic_id, partition, offsets)
+
+        shop.stability.markers_gone = markers_gone  # type: ignore[method-assign]
         return await shop.open()
+
+    async def _come_to_rest(self, shop: Shop) -> None:
+        """Nothing is open any more: compaction may go to the end."""
+        for writer in (*self.writers, self.copier):
+            await self._patiently(self._begin_again(shop, writer))
+        await asyncio.sleep(0.1)
 
     # Clients
 
@@ -243,7 +212,7 @@ class ProducerWorld:
         sent = []
         for sequence, values in waiting:
             try:
-                duplicate, offset, waiter = shop.submit(numbered(client.producer, sequence, *values), partition)
+                duplicate, offset, waiter = shop.submit(numbered(client.producer, sequence, *values, key=None), partition)
             except (OutOfOrderSequence, Unavailable):
                 if not self._failing:
                     raise
@@ -306,7 +275,7 @@ class ProducerWorld:
         assert writer.producer is not None
         assert writer.sending is not None
         partition, sequence, values = writer.sending
-        batch = numbered(writer.producer, sequence, *values, transactional=True)
+        batch = numbered(writer.producer, sequence, *values, transactional=True, key=None)
         await shop.produce(batch, partition, id=writer.id, joins=writer.grows)
 
     async def _end(self, shop: Shop, writer: Writer, written: Written, *, commit: bool) -> None:
@@ -381,6 +350,7 @@ class ProducerWorld:
         read = {partition: await self._read(shop, TOPIC, partition) for partition in range(2)}
         for partition in range(2):
             self._check_numbered(partition, raw[partition])
+            await self._check_ends(shop, partition)
             if strict and shop.stable(partition) != shop.high(partition):
                 raise Broken(f"{TOPIC}/{partition} is stable to {shop.stable(partition)} of {shop.high(partition)}")
         visible = Counter(value for values in read.values() for value in values)
@@ -408,6 +378,18 @@ class ProducerWorld:
                 places[v] for v in stored
             ):
                 raise Broken(f"{TOPIC}/{partition}: a batch is missing before others of its producer, or they are out of order")
+
+    async def _check_ends(self, shop: Shop, partition: int) -> None:
+        """Kafka's clients are told of aborted transactions, and pass over their producers' records until they meet the end."""
+        ends: set[int] = set()
+        offset = 0
+        while offset < shop.high(partition):
+            page = await shop.engine.fetch(TOPIC, partition, offset, bytes_max=1 << 20)
+            ends.update(stored.base_offset for stored in page.batches if read_header(stored.batch).is_control)
+            offset = page.next_offset
+        told = shop.stability.aborted(shop.broker.topic(TOPIC).topic_id, partition, 0, offset)  # after the read, as fetches do
+        if missing := [one for one in told if one.marker_offset not in ends and one.marker_offset < offset]:
+            raise Broken(f"{TOPIC}/{partition}: aborted is {missing[0]}, and its end is nowhere")
 
     def _check_written(self, writer: Writer, written: Written, visible: Counter[bytes], whole: bool) -> None:
         there = [value for value in written.values if visible[value]]
@@ -472,30 +454,9 @@ class ProducerWorld:
 
 def simulate(seed: int, kind: str | None = None) -> ProducerWorld:
     world = ProducerWorld(seed, kind)
-    with quiet():
-        world.run()
+    simulate_quietly(world)
     return world
 
 
-def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.simulation.producers", description=__doc__)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kind", choices=sorted(set(KINDS)))
-    parser.add_argument("--runs", type=int, default=1)
-    chosen = parser.parse_args(arguments)
-    counts: Counter[str] = Counter()
-    failed = []
-    for seed in range(chosen.seed, chosen.seed + chosen.runs):
-        try:
-            counts += simulate(seed, chosen.kind).counts
-        except Exception as problem:
-            failed.append(seed)
-            print(f"seed {seed}: {type(problem).__name__}: {problem}", flush=True)
-            if chosen.runs == 1:
-                raise
-    print(dict(sorted(counts.items())), "failed:", failed)
-    return bool(failed)
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(campaign(__doc__, ProducerWorld, simulate, sys.argv[1:]))

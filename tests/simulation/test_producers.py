@@ -36,7 +36,7 @@ def test_once_and_all_or_nothing_in_every_world(capsys: pytest.CaptureFixture[st
     with capsys.disabled():
         print(f"\nproducers: {dict(sorted(counts.items()))}")
     if SEED is None:
-        for what in ("committed", "aborted", "power cut", "sent again", "gone on with", "merges"):
+        for what in ("committed", "aborted", "power cut", "sent again", "gone on with", "merges", "compactions"):
             assert counts[what] >= RUNS, f"{what} hardly ever happened: {counts}"
 
 
@@ -76,12 +76,22 @@ def leaves_offsets_behind(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(transactions.Transactions, "_offsets", lambda self, id, held, *, commit: [])
 
 
+def remembers_what_lost_its_end(patch: pytest.MonkeyPatch) -> None:
+    """Compaction takes the end of a transaction, and readers are still told that it was aborted."""
+
+    async def markers_gone(*_: object) -> None:
+        pass
+
+    patch.setattr(Stability, "markers_gone", markers_gone)
+
+
 MUTATIONS: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], None]]] = {
     "forgets batches": ("power", forgets_batches),
     "believes failed appends": ("errors", believes_failed_appends),
     "forgets what was aborted": ("power", forgets_what_was_aborted),
     "shows what is open": ("power", shows_what_is_open),
     "leaves offsets behind": ("power", leaves_offsets_behind),
+    "remembers what lost its end": ("power", remembers_what_lost_its_end),
 }
 
 

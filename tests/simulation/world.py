@@ -57,6 +57,8 @@ SMALL_OPTIONS = LogOptions(
     space_check_ms=50,
     merge_dead_bytes=16 * 1024,
     clock_jump_max_ms=JUMP_MS,
+    key_walk_interval_ms=20,
+    key_walk_file_bytes_min=4 * 1024,
 )
 """Small enough that every world seals in place, merges, and reads from files."""
 
@@ -400,6 +402,7 @@ class Life:
         for kind, amount in (
             ("sealed in place", stats.sealed_in_place),
             ("merged", stats.merges),
+            ("batch walked for its keys", stats.key_walk_batches),
             ("log start moved", stats.log_starts_moved),
             ("file of which nothing is kept removed", stats.files_swept),
             ("append failed", stats.append_failures),

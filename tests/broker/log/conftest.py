@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
+from broker.engine.embedded import EmbeddedEngine
 from broker.log.sealing import LogKeys
 from broker.machine import MachineDisk
 from tests.broker.log.journals import Journal, make_keys
+from tests.broker.log.lives import Start
+from tests.conftest import OpenEngine
 
 
 @pytest.fixture
@@ -37,3 +40,19 @@ def flipped() -> Callable[[bytes, int], bytes]:
         return bytes(changed)
 
     return flip
+
+
+@pytest.fixture
+async def start_engine(open_engine: OpenEngine) -> AsyncIterator[Start]:
+    """Starts engines with these options, one after the other; closed at the end."""
+    engines: list[EmbeddedEngine] = []
+
+    async def begin(**options: object) -> EmbeddedEngine:
+        engine = open_engine(**options)
+        await engine.start()
+        engines.append(engine)
+        return engine
+
+    yield begin
+    for engine in engines:
+        await engine.close()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -383,6 +385,49 @@ async def test_sealing_is_tried_until_it_is_done(start: Start, monkeypatch: pyte
     assert await count(await start()) == 20
 
 
+def _at_work(engine: EmbeddedEngine) -> list[asyncio.Task[Any]]:
+    """What writes to the folder, but for the one sealing that waits for its next try."""
+    committer = engine._committer
+    background = [] if len(committer._background) == 1 else list(committer._background)
+    others = [task for task in (engine._merging, committer._next_journal) if task is not None and not task.done()]
+    return [*background, *others]
+
+
+@pytest.mark.parametrize("left_of_a_footer", [0, GROUP_HEADER_BYTES + 1])
+async def test_a_full_journal_that_is_not_sealed_yet_is_not_taken_for_one_that_lost_its_groups(
+    start: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, left_of_a_footer: int
+) -> None:
+    """The files behind it are merged away meanwhile, and with them what said where their groups begin."""
+    engine = await start(journal_file_bytes=4096, merge_files_min=3, recover_retry_ms=60_000)
+    assert engine._committer._journal is not None
+    number = engine._committer._journal.file.number
+    real = engine._store._write_footer
+
+    def write_footer(file: LogFile, data_end: int, *arguments: Any) -> Any:
+        if file.number == number:
+            file.file.write_at(data_end, [b"\xa5" * left_of_a_footer])
+            raise OSError(5, "Input/output error")
+        return real(file, data_end, *arguments)
+
+    monkeypatch.setattr(engine._store, "_write_footer", write_footer)
+    for _ in range(60):
+        await append(engine, bytes(300))
+    while at_work := _at_work(engine):
+        await asyncio.wait(at_work, return_when=asyncio.FIRST_COMPLETED)
+    assert engine.stats().merges
+    shutil.copytree(tmp_path / "data", tmp_path / "as the power cut left it")
+    for task in engine._committer._background:
+        task.cancel()
+    await engine.close()
+    shutil.rmtree(tmp_path / "data")
+    (tmp_path / "as the power cut left it").rename(tmp_path / "data")
+    again = await start()
+    assert again._store.unattributed == []
+    assert again.damage() == []
+    assert again.recovery.tail_cuts == []
+    assert await count(again) == 60
+
+
 # -- durability "os" ----------------------------------------------------------------------------------------------------------
 
 
@@ -482,3 +527,105 @@ async def test_with_os_a_refused_write_at_once_is_unknown_and_the_next_one_stand
     assert await append(engine) == 1
     monkeypatch.undo()
     assert await count(await start(durability="os")) == 2
+
+
+# -- telling without a task ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("durability", ["os", "fsync"])
+async def test_what_is_appended_in_one_turn_is_one_group_and_is_told_in_its_order(start: Start, durability: str) -> None:
+    engine = await start(durability=durability)
+    await append(engine)
+    groups = engine.stats().groups
+    told: list[tuple[int, int]] = []
+    done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def hear(number: int, error: Exception | None) -> None:
+        assert error is None
+        told.append((number, engine.partition_offsets("orders", 0).high_watermark))
+        if number == 4:
+            done.set_result(None)
+
+    for number in range(5):
+        landed, waiter = engine.submit([Append("orders", 0, one_record(b"v"))], told=partial(hear, number))
+        assert (landed[0].base_offset, waiter) == (1 + number, None)
+    assert told == []
+    await asyncio.wait_for(done, HANG_S)
+    assert told == [(number, 6) for number in range(5)]  # visible before anybody is told
+    assert engine.stats().groups == groups + 1
+
+
+async def test_with_changes_there_is_a_waiter_besides(start: Start) -> None:
+    engine = await start(durability="os")
+    told: list[Exception | None] = []
+    changes = [StateChange(StateSpace.POSITION, b"k", b"v")]
+    _, waiter = engine.submit([], changes=changes, told=told.append)
+    assert waiter is not None
+    await waiter
+    assert told == [None]
+    engine.submit([], told=told.append)
+    assert told == [None]  # not before `submit` has returned
+    await asyncio.sleep(0)
+    assert told == [None, None]
+
+
+async def test_whoever_is_told_may_append_more(start: Start) -> None:
+    engine = await start(durability="os")
+    done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def again(left: int, error: Exception | None) -> None:
+        if left:
+            engine.submit([Append("orders", 0, one_record(b"v"))], told=partial(again, left - 1))
+        else:
+            done.set_result(None)
+
+    again(50, None)
+    await asyncio.wait_for(done, HANG_S)
+    assert await count(engine) == 50
+
+
+async def test_the_mistake_of_one_who_is_told_is_his_own(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    engine = await start(durability="os")
+    told: list[Exception | None] = []
+
+    def broken(error: Exception | None) -> None:
+        raise RuntimeError("a mistake")
+
+    engine.submit([Append("orders", 0, one_record(b"v"))], told=broken)
+    engine.submit([Append("orders", 0, one_record(b"v"))], told=told.append)
+    assert await append(engine) == 2
+    assert told == [None]
+    assert engine.stats().append_failures == 0
+    assert "could not be told" in caplog.text
+
+
+async def test_a_failed_write_is_told_to_all_and_the_next_one_stands(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = await start(durability="os")
+    await append(engine)
+    trouble, write = Trouble(1), Committer._write_now
+    told: list[Exception | None] = []
+
+    def refusing(*arguments: Any) -> None:
+        trouble.meet()
+        write(*arguments)
+
+    monkeypatch.setattr(Committer, "_write_now", refusing)
+    for _ in range(3):
+        engine.submit([Append("orders", 0, one_record(b"v"))], told=told.append)
+    await asyncio.sleep(0)
+    with pytest.raises(DiskFailed):  # from the failure on, not only when the task that mends it has begun
+        engine.submit([Append("orders", 0, one_record(b"v"))])
+    await until_mended(engine)
+    assert [type(error) for error in told] == [AppendUnknown] * 3
+    assert await append(engine) == 1
+    monkeypatch.undo()
+    assert await count(await start(durability="os")) == 2
+
+
+async def test_what_was_appended_in_the_last_turn_is_there_after_the_end(start: Start) -> None:
+    engine = await start(durability="os")
+    told: list[Exception | None] = []
+    for _ in range(3):
+        engine.submit([Append("orders", 0, one_record(b"v"))], told=told.append)
+    assert await count(await start(durability="os")) == 3  # which closes the one before
+    assert told == [None] * 3

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,31 +20,20 @@ from broker.log.footer import DamagedRange
 from broker.log.layout import FLAG_REWRITTEN, TRAILER_BYTES, parse_batch_header
 from broker.log.manifest import FileKind
 from broker.retained import delete_horizon
+from tests.broker.log.lives import NO_MERGE, Start, sealed
 from tests.broker.log.test_verify import Folder
 from tests.conftest import OpenEngine
 
-Start = Callable[..., Coroutine[Any, Any, EmbeddedEngine]]
 Read = list[tuple[int, bytes | None, bytes | None]]
-NEVER = 10_000
 COMPACT = {"cleanup.policy": "compact"}
 PLENTY = 1 << 20
 DAY_MS = 24 * 60 * 60 * 1000
 
 
 @pytest.fixture
-async def start(open_engine: OpenEngine) -> AsyncIterator[Start]:
-    """A started engine with small journals that merges nothing but what is compacted; closed at the end."""
-    engines: list[EmbeddedEngine] = []
-
-    async def begin(**options: object) -> EmbeddedEngine:
-        engine = open_engine(**{"merge_files_min": NEVER, "journal_file_bytes": 2048, "merge_bytes_per_s": 1 << 40, **options})
-        await engine.start()
-        engines.append(engine)
-        return engine
-
-    yield begin
-    for engine in engines:
-        await engine.close()
+def start(start_engine: Start) -> Start:
+    """A started engine with small journals that merges nothing but what is compacted."""
+    return partial(start_engine, **NO_MERGE)
 
 
 Draft = tuple[bytes | None, bytes | None]
@@ -63,8 +53,7 @@ async def fill(engine: EmbeddedEngine, rounds: int = 30, keys: int = 4) -> None:
 
 async def compact(engine: EmbeddedEngine) -> None:
     """Full journals are sealed; what is to be compacted is."""
-    while engine._committer._background:
-        await asyncio.wait(engine._committer._background)
+    await sealed(engine)
     engine._consider_merge()
     while engine._merging is not None and not engine._merging.done():
         await asyncio.wait([engine._merging])
@@ -242,11 +231,6 @@ async def test_tombstones_stay_for_their_time_and_then_go(start: Start) -> None:
     assert (1, b"kept", b"value") in rows
 
 
-async def sealed(engine: EmbeddedEngine) -> None:
-    while engine._committer._background:
-        await asyncio.wait(engine._committer._background)
-
-
 async def held(start: Start, **options: object) -> EmbeddedEngine:
     """An engine that compacts nothing until `release`."""
     engine = await start(**options)
@@ -260,11 +244,11 @@ def release(engine: EmbeddedEngine) -> None:
 
 class _Ahead:
     def __init__(self, now_ms: Callable[[], int | None], by_ms: int) -> None:
-        self._now_ms, self._by_ms = now_ms, by_ms
+        self._now_ms, self.by_ms = now_ms, by_ms
 
     def now_ms(self) -> int | None:
         now_ms = self._now_ms()
-        return None if now_ms is None else now_ms + self._by_ms
+        return None if now_ms is None else now_ms + self.by_ms
 
 
 async def test_a_clock_that_is_not_believed_compacts_nothing(start: Start) -> None:
@@ -275,11 +259,11 @@ async def test_a_clock_that_is_not_believed_compacts_nothing(start: Start) -> No
     assert cleaned_to(engine) == 0
 
 
-async def test_records_without_a_key_and_unreadable_batches_stay(start: Start) -> None:
-    """Of a topic whose policy was another once."""
+async def test_records_without_a_key_go_and_unreadable_batches_stay(start: Start) -> None:
+    """Of a topic whose policy was another once: as Kafka's cleaner does."""
     engine = await start()
     await engine.create_topic("settings", 1, {})
-    await put(engine, (None, b"no key"), (b"key 1", b"old"))
+    await put(engine, (None, b"no key"), (b"key 1", b"old"), (b"alone", b"stays"))
     await put(engine, (None, b"no key"), (b"key 1", b"old"))
     broken = bytearray(build([(0, b"key 1", b"?" * 40, ())]))
     broken[70:80] = b"\xff" * 10
@@ -288,12 +272,13 @@ async def test_records_without_a_key_and_unreadable_batches_stay(start: Start) -
     await fill(engine)
     await compact(engine)
     found = await batches(engine)
-    assert cleaned_to(engine) > 5
-    assert [(r.offset, r.value) for r in walk(found[0].batch)] == [(0, b"no key")]
-    assert [(r.offset, r.value) for r in walk(found[1].batch)] == [(2, b"no key")]
-    assert found[2].batch[16:] == bytes(broken)[16:]
-    assert (found[2].base_offset, found[2].next_offset) == (4, 5)
-    assert found[3].base_offset == 5  # nothing reaches out of a batch that cannot be read
+    assert cleaned_to(engine) > 6
+    assert [(r.offset, r.key, r.value) for r in walk(found[0].batch)] == [(2, b"alone", b"stays")]
+    assert (found[0].base_offset, found[0].next_offset) == (0, 5)
+    assert found[1].batch[16:] == bytes(broken)[16:]
+    assert (found[1].base_offset, found[1].next_offset) == (5, 6)
+    assert found[2].base_offset == 6  # nothing reaches out of a batch that cannot be read
+    assert await engine.find_latest("settings", 0, None) is None
 
 
 async def test_lags_ratio_and_policy_decide(start: Start) -> None:
@@ -404,6 +389,7 @@ class Transactions:
     def __init__(self) -> None:
         self.stable: int | None = None
         self.ranges: list[AbortedRange] = []
+        self.gone: list[int] = []
 
     def stable_sequence(self, topic_ids: Iterable[bytes]) -> int:
         return 1 << 60
@@ -416,6 +402,10 @@ class Transactions:
 
     def aborted(self, topic_id: bytes, partition: int, from_offset: int, to_offset: int) -> list[AbortedRange]:
         return [one for one in self.ranges if one.marker_offset >= from_offset and one.first_offset < to_offset]
+
+    async def markers_gone(self, topic_id: bytes, partition: int, offsets: Sequence[int]) -> None:
+        self.gone += offsets
+        self.ranges = [one for one in self.ranges if one.marker_offset not in offsets]
 
 
 async def put_in_transaction(engine: EmbeddedEngine, producer_id: int, *records: Draft, control: bool = False) -> int:
@@ -449,6 +439,50 @@ async def test_aborted_records_go_and_take_nothing_with_them(start: Start) -> No
     ]
     markers = [s for s in found if read_header(s.batch).is_control]
     assert [(s.base_offset, s.next_offset - s.base_offset) for s in markers] == [(marker, 1), (marker + 1, 1), (last, 1)]
+
+
+async def test_the_ends_of_transactions_go_when_nothing_of_them_is_left(start: Start) -> None:
+    """First their records, then, when the delete horizon has passed, they themselves (KIP-534); not while a record is left."""
+    engine = await start()
+    engine.decided = transactions = Transactions()
+    clock = _Ahead(engine._seams.clock.now_ms, 0)
+    await engine.create_topic("settings", 1, {**COMPACT, "delete.retention.ms": str(DAY_MS), "min.cleanable.dirty.ratio": "0"})
+    aborted = await put_in_transaction(engine, 7, (b"a", b"aborted"))
+    abort = await put_in_transaction(engine, 7, (b"\x00\x00\x00\x00", b"abort"), control=True)
+    await put_in_transaction(engine, 8, (b"replaced", b"early"))
+    replaced = await put_in_transaction(engine, 8, (b"\x00\x00\x00\x01", b"commit"), control=True)
+    stays = await put_in_transaction(engine, 8, (b"once", b"stays"))
+    commit = await put_in_transaction(engine, 8, (b"\x00\x00\x00\x01", b"commit"), control=True)
+    await put(engine, (b"replaced", b"late"))
+    transactions.ranges = [Range(7, aborted, abort)]
+
+    async def round_of_compaction() -> tuple[list[int], list[int]]:
+        """Offsets of the ends that are left, and of those that have a horizon."""
+        engine._retention_clock = _Ahead(lambda: None, 0)  # type: ignore[assignment]
+        await fill(engine, 40)
+        await sealed(engine)
+        engine._retention_clock = clock  # type: ignore[assignment]
+        await compact(engine)
+        assert cleaned_to(engine) > commit
+        left = [s for s in await batches(engine) if s.base_offset <= commit and read_header(s.batch).is_control]
+        return [s.base_offset for s in left], [s.base_offset for s in left if delete_horizon(s.batch) is not None]
+
+    assert await round_of_compaction() == ([abort, replaced, commit], [])
+    assert await round_of_compaction() == ([abort, replaced, commit], [abort, replaced])
+    clock.by_ms = DAY_MS - 3_600_000
+    assert await round_of_compaction() == ([abort, replaced, commit], [abort, replaced])
+    assert transactions.gone == []
+    clock.by_ms = 2 * DAY_MS
+    assert await round_of_compaction() == ([commit], [])
+    assert transactions.gone == [abort, replaced]
+    assert transactions.ranges == []
+    rows = await everything(engine)
+    assert (stays, b"once", b"stays") in rows
+    assert [row[0] for row in rows if row[0] < stays] == []
+    await engine.close()
+    again = await start()
+    assert again.damage() == []
+    assert await everything(again) == rows
 
 
 async def test_open_transactions_hold_it_up(start: Start) -> None:

@@ -115,3 +115,32 @@ def test_keys_that_repeat_and_keys_that_do_not_are_sorted_alike(runs: list[list[
     hashes, ordinals = _grouped_keys(runs)
     assert (hashes, ordinals) == _paired_keys(runs)
     assert list(zip(hashes, ordinals, strict=True)) == sorted((found, at) for at, run in enumerate(runs) for found in run)
+
+
+@given(BATCHES, HASHES, st.data())
+def test_what_is_learned_late_is_found_as_if_it_had_come_with_its_batch(
+    rows: list[tuple[int, int, int, int, list[int] | None]], hashes: list[int], data: st.DataObject
+) -> None:
+    index = filled(rows)
+    opaque = [at for at, row in enumerate(rows) if row[4] is None]
+    assert index.opaque() == opaque
+    learned = data.draw(st.permutations(opaque))[: data.draw(st.integers(0, len(opaque)))]
+    for ordinal in learned:
+        if data.draw(st.booleans()):
+            index.with_key(7)  # readers came before
+        assert index.learn(ordinal, hashes)
+        assert index.learn(ordinal, [1, 2, 3]), "once is enough"
+    known = filled([row if at not in learned else (*row[:4], hashes) for at, row in enumerate(rows)])
+    assert index.to_columns() == known.to_columns()
+    assert index.opaque() == known.opaque()
+    for found in {*hashes, 7, *(one for row in rows for one in row[4] or ())}:
+        assert list(index.with_key(found)) == list(known.with_key(found))
+        assert list(index.with_any((found, 3))) == sorted({*known.with_key(found), *known.with_key(3)})
+
+
+def test_nothing_is_learned_once_the_columns_are_being_written() -> None:
+    index = filled([(0, 0, 1, 0, None)])
+    index.freeze()
+    assert not index.learn(0, [5])
+    assert index.opaque() == [0]
+    assert not BatchIndex.from_columns(index.to_columns(), FLAG_KEYS_COMPLETE).learn(0, [5])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,31 +14,31 @@ from broker.batch import walk
 from broker.engine.base import Append
 from broker.engine.embedded import EmbeddedEngine
 from broker.log.footer import DamagedRange
+from broker.log.index import Place
 from broker.log.layout import parse_batch_header
 from broker.log.manifest import FileKind, FileState
-from broker.log.merge import Chunk, Merge, _CopyJob, _Known, choose
+from broker.log.merge import (
+    CHUNK_BYTES,
+    HOLE_BYTES_MAX,
+    SOURCES_TOGETHER_MAX,
+    Chunk,
+    Merge,
+    Source,
+    _Copy,
+    _CopyJob,
+    _Known,
+    choose,
+    runs,
+)
 from broker.log.recovery import NOT_CHAINED, key_hashes
 from tests.broker.log.journals import one_record
-from tests.conftest import OpenEngine
-
-Start = Callable[..., Coroutine[Any, Any, EmbeddedEngine]]
-NEVER = 10_000
+from tests.broker.log.lives import NO_MERGE, Start, sealed
 
 
 @pytest.fixture
-async def start(open_engine: OpenEngine) -> AsyncIterator[Start]:
-    """A started engine that merges only when it is told to; closed at the end."""
-    engines: list[EmbeddedEngine] = []
-
-    async def begin(**options: object) -> EmbeddedEngine:
-        engine = open_engine(**{"merge_files_min": NEVER, "journal_file_bytes": 2048, "merge_bytes_per_s": 1 << 40, **options})
-        await engine.start()
-        engines.append(engine)
-        return engine
-
-    yield begin
-    for engine in engines:
-        await engine.close()
+def start(start_engine: Start) -> Start:
+    """A started engine that merges only when it is told to."""
+    return partial(start_engine, **NO_MERGE)
 
 
 async def fill(engine: EmbeddedEngine, topics: tuple[str, ...] = ("orders", "readings"), rounds: int = 12) -> None:
@@ -50,13 +50,7 @@ async def fill(engine: EmbeddedEngine, topics: tuple[str, ...] = ("orders", "rea
             await engine.append(
                 [Append(topic, number % 2, one_record(value, b"key %d" % (number % 3)), [b"key %d" % (number % 3)])]
             )
-    await settled(engine)
-
-
-async def settled(engine: EmbeddedEngine) -> None:
-    """All full journals are sealed."""
-    while engine._committer._background:
-        await asyncio.wait(engine._committer._background)
+    await sealed(engine)
 
 
 async def everything(engine: EmbeddedEngine, topic: str) -> list[tuple[int, int, bytes]]:
@@ -72,12 +66,12 @@ async def everything(engine: EmbeddedEngine, topic: str) -> list[tuple[int, int,
     return found
 
 
-def sealed(engine: EmbeddedEngine) -> list[Any]:
+def full(engine: EmbeddedEngine) -> list[Any]:
     return [file for file in engine._store.files.values() if file.entry.state is not FileState.OPEN]
 
 
 async def merge(engine: EmbeddedEngine, inputs: list[Any] | None = None) -> Merge:
-    made = Merge(engine._store, sealed(engine) if inputs is None else inputs)
+    made = Merge(engine._store, full(engine) if inputs is None else inputs)
     snapshot, group = await engine._write_merged(made)
     await made.take_over(snapshot, group)
     return made
@@ -93,7 +87,7 @@ async def test_a_merge_moves_every_batch_unchanged(start: Start, tmp_path: Path)
     await fill(engine)
     forget_memory(engine)
     before = {topic: await everything(engine, topic) for topic in engine.topics()}
-    inputs = [file.path for file in sealed(engine)]
+    inputs = [file.path for file in full(engine)]
     assert len(inputs) > 3
     made = await merge(engine)
     assert made.batches_moved >= 20
@@ -241,23 +235,42 @@ async def test_a_chain_that_breaks_between_two_files_is_told(start: Start) -> No
     last = log.extents[0]
     before = await engine._store.index_of(last)
     known = before.place(len(before) - 1)
-    job = _CopyJob(
-        engine._store.keys,
-        Chunk(log.extents[1], [index.place(0)]),
-        engine._store.seams.disk.open("scratch", create=True),
-        0,
-        _Known(known.base_offset, known.next_offset, wrong),
-    )
+    copy = _Copy(Source(log, [log.extents[1]], 0))
+    copy.known = _Known(known.base_offset, known.next_offset, wrong)
+    target = engine._store.seams.disk.open("scratch", create=True)
+    chunk = Chunk(log.extents[1], [index.place(0)])
+    job = _CopyJob(engine._store.keys, chunk, target, copy, engine._store.keys.hasher(log.topic_id))
     job.run()
     assert job.damage == [DamagedRange(known.base_offset, known.next_offset, NOT_CHAINED)]
     assert len(job.rows) == 1
+
+
+async def test_what_a_merge_leaves_of_deleted_records_hides_nothing_behind_it(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log start moves over a whole file just before the file is merged: nothing of it is left, at the offset where the next
+    file begins."""
+    engine = await start()
+    await fill(engine, ("orders",), rounds=40)
+    log = engine._store.partition(engine.topics()["orders"].topic_id, 0)
+    first = log.extents[0]
+    monkeypatch.setattr(engine, "_consider_merge", lambda: None)
+    await engine.delete_records("orders", 0, first.summary.next_offset)
+    await merge(engine, [first.file])
+    assert (log.extents[0].summary.batches, log.extents[0].summary.first_offset) == (0, log.extents[1].summary.first_offset)
+    before, offsets = await everything(engine, "orders"), engine.offsets("orders")
+    await engine.close()
+    again = await start()
+    assert again.offsets("orders") == offsets
+    assert await everything(again, "orders") == before
+    assert again.damage() == []
 
 
 async def test_readers_of_a_file_that_is_merged_away_finish_first(start: Start, tmp_path: Path) -> None:
     engine = await start()
     await fill(engine)
     forget_memory(engine)
-    file = sealed(engine)[0]
+    file = full(engine)[0]
     file.hold()
     await merge(engine)
     assert (tmp_path / "data" / file.path).exists()
@@ -308,7 +321,7 @@ async def test_a_manifest_that_cannot_be_written_removes_nothing(
             raise OSError(5, "Input/output error")
         await real()
 
-    inputs = [file.path for file in sealed(engine)]
+    inputs = [file.path for file in full(engine)]
     monkeypatch.setattr(engine._store, "save_manifest", failing)
     await merge(engine)
     assert failures == 0
@@ -318,12 +331,12 @@ async def test_a_manifest_that_cannot_be_written_removes_nothing(
 
 
 async def test_files_are_chosen_oldest_first_when_there_are_enough(start: Start) -> None:
-    engine = await start(merge_files_min=NEVER)
+    engine = await start(merge_files_min=10_000)
     await fill(engine)
     assert choose(engine._store) == []
     object.__setattr__(engine._store, "options", replaced(engine, merge_files_min=3))
     chosen = choose(engine._store)
-    assert [file.number for file in chosen] == [file.number for file in sealed(engine)]
+    assert [file.number for file in chosen] == [file.number for file in full(engine)]
     object.__setattr__(engine._store, "options", replaced(engine, merge_files_min=3, merge_input_bytes_max=10))
     assert choose(engine._store) == []
 
@@ -337,4 +350,43 @@ async def test_merging_goes_on_by_itself_in_the_background(start: Start) -> None
     assert len(engine._store.files) < 10
     forget_memory(engine)
     assert len(await everything(engine, "orders")) == 30
+    assert engine.damage() == []
+
+
+def test_neighbours_are_read_in_one_go_up_to_a_bound() -> None:
+    def at(position: int, size: int) -> Place:
+        return Place(0, 0, 1, position, size, 1, 0, 0, b"")
+
+    near, far = at(100 + HOLE_BYTES_MAX, 50), at(100 + HOLE_BYTES_MAX + 1, 50)
+    assert runs([at(0, 100), near]) == [[at(0, 100), near]]
+    assert runs([at(0, 100), far]) == [[at(0, 100)], [far]]
+    assert runs([at(200, 100), at(0, 100)]) == [[at(200, 100)], [at(0, 100)]]
+    whole = at(0, CHUNK_BYTES)
+    assert runs([whole, at(CHUNK_BYTES, CHUNK_BYTES)]) == [[whole, at(CHUNK_BYTES, CHUNK_BYTES)]]
+    assert runs([whole, at(CHUNK_BYTES, CHUNK_BYTES + 1)]) == [[whole], [at(CHUNK_BYTES, CHUNK_BYTES + 1)]]
+    assert runs([]) == []
+
+
+async def test_small_partitions_are_copied_together_up_to_a_bound(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each with what it holds, damage of one in its own place."""
+    engine = await start(journal_file_bytes=16_384)
+    await engine.create_topic("many", SOURCES_TOGETHER_MAX + 3, {})
+    for number in range(200):
+        await engine.append([Append("many", number % (SOURCES_TOGETHER_MAX + 3), one_record(b"%d" % number + bytes(200)))])
+    while engine._committer._background:
+        await asyncio.wait(engine._committer._background)
+    before = await everything(engine, "many")
+    runs_of_work: list[int] = []
+    real = Merge._run
+
+    async def noting(self: Merge, output: Any, jobs: list[_CopyJob]) -> None:
+        runs_of_work.append(len({id(job.copy) for job in jobs}))
+        await real(self, output, jobs)
+
+    monkeypatch.setattr(Merge, "_run", noting)
+    await merge(engine)
+    assert max(runs_of_work) == SOURCES_TOGETHER_MAX
+    assert len(runs_of_work) < SOURCES_TOGETHER_MAX
+    forget_memory(engine)
+    assert await everything(engine, "many") == before
     assert engine.damage() == []

@@ -10,7 +10,7 @@ from broker.engine.base import Append, Stored
 from broker.engine.embedded import EmbeddedEngine
 from broker.log import lookup
 from broker.log.partition import PartitionLog
-from broker.log.recent import Recent
+from broker.log.recent import OBJECTS_BYTES, Recent
 from tests.broker.log.journals import one_record
 
 
@@ -24,11 +24,11 @@ def pushed(sizes: list[int], bytes_max: int, first: int = 7) -> tuple[Recent, li
     return recent, logs
 
 
-@given(st.lists(st.integers(0, 50), max_size=60), st.integers(0, 400))
+@given(st.lists(st.integers(0, 50), max_size=60), st.integers(0, 8 * (OBJECTS_BYTES + 50)))
 def test_what_is_kept_is_the_newest_in_order(sizes: list[int], bytes_max: int) -> None:
     recent, logs = pushed(sizes, bytes_max)
     kept = len(recent)
-    assert recent.size == sum(sizes[len(sizes) - kept :]) <= bytes_max
+    assert recent.size == sum(sizes[len(sizes) - kept :]) + kept * OBJECTS_BYTES <= bytes_max
     assert sum(len(log.ring) for log in logs) == kept
     oldest = 7 + len(sizes) - kept
     for sequence in range(0, 7 + len(sizes) + 3):
@@ -43,11 +43,19 @@ def test_what_is_kept_is_the_newest_in_order(sizes: list[int], bytes_max: int) -
 
 
 def test_rings_and_all_together_drop_the_same() -> None:
-    recent, logs = pushed([10] * 30, 100)
+    recent, logs = pushed([10] * 30, 10 * (OBJECTS_BYTES + 10))
     assert [log.ring_floor for log in logs] == [7 + 18, 7 + 19, 7 + 17]
     recent.clear()
     assert (len(recent), recent.size, recent.since(36)) == (0, 0, None)
     assert [len(log.ring) for log in logs] == [0, 0, 0]
+
+
+def test_what_is_dropped_is_not_kept_in_memory() -> None:
+    recent, log = Recent(4 * (OBJECTS_BYTES + 10)), PartitionLog(b"t" * 16, 0)
+    for number in range(8):
+        recent.push(log, Stored(0, number, number + 1, 1 + number, 0, bytes(10)))
+        recent.trim()
+    assert [stored.base_offset for stored in log.ring.items if stored.batch] == [4, 5, 6, 7]
 
 
 async def test_a_scan_for_a_quiet_topic_passes_many_batches_of_others(
