@@ -75,7 +75,7 @@ def ensure_development_ca(folder: Path, hosts: Iterable[str], now: datetime) -> 
     The server certificate names localhost, 127.0.0.1, ::1, this machine and `hosts`; it is issued again, for the same key, when
     those changed or less than 30 days are left. `now` is aware. Raises CertificateProblem, KeyFilePermissions.
     """
-    paths = _paths(folder)
+    paths = ca_paths(folder)
     names = _server_names(hosts, paths.server)
     if _is_empty(paths):
         _create(folder, names, now)
@@ -110,7 +110,8 @@ def describe(path: Path) -> CertificateDescription:
     return CertificateDescription(subject, certificate.not_valid_after_utc, fingerprint(certificate))
 
 
-def _paths(folder: Path) -> CertificatePaths:
+def ca_paths(folder: Path) -> CertificatePaths:
+    """Where the files of a development CA are, or would be."""
     return CertificatePaths(folder / "ca.pem", folder / "ca-key.pem", folder / "server.pem", folder / "server-key.pem")
 
 
@@ -139,7 +140,7 @@ def _create(folder: Path, names: x509.SubjectAlternativeName, now: datetime) -> 
 
 
 def _create_in(folder: Path, names: x509.SubjectAlternativeName, now: datetime) -> None:
-    paths = _paths(folder)
+    paths = ca_paths(folder)
     ca = _new_ca(now)
     key = _new_key()
     server = _server_certificate(key.public_key(), ca, names, now)

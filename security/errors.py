@@ -20,6 +20,7 @@
     │   ├── TokenExpired
     │   ├── TokenRevoked
     │   └── CertificateRefused
+    ├── LoginsThrottled             too many log-ins have failed, so this one was not looked at
     ├── AccessDenied                known, and not allowed
     ├── QuotaExceeded               known, allowed, and too much
     └── CertificateProblem          the node's own certificates
@@ -194,7 +195,7 @@ class CredentialsMissing(IdentityProblem):
     """No credentials where some are asked for."""
 
     def __str__(self) -> str:
-        return "no credentials were given: send a bearer token or a client certificate"
+        return "no credentials were given: send a bearer token, log in by SASL, or show a client certificate"
 
 
 @dataclass(eq=False)
@@ -237,6 +238,23 @@ class CertificateRefused(IdentityProblem):
 
     def __str__(self) -> str:
         return f"the client certificate is refused, {self.reason}: use one issued by this node's CA"
+
+
+@dataclass(eq=False)
+class LoginsThrottled(SecurityError):
+    """Whether the credential is right is not known: it was not looked at, and would be after `retry_after_ms`.
+
+    `told` is whether this was said before of the same name at the same address, so that one line in the audit does.
+    """
+
+    retry_after_ms: int
+    told: bool = False
+
+    def __str__(self) -> str:
+        return (
+            f"too many log-ins by this name have failed from this address: try again in {self.retry_after_ms} ms, "
+            "and end whatever logs in with a wrong password"
+        )
 
 
 @dataclass(eq=False)

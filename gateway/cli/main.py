@@ -24,6 +24,7 @@ VERBS = {
     "dlq": ("gateway.cli.dlq", "List, show, replay and purge dead letters."),
     "tokens": ("gateway.cli.tokens", "Create, list and revoke access tokens."),
     "users": ("gateway.cli.users", "List, add and delete users with passwords, and change their passwords."),
+    "certificates": ("gateway.cli.certificates", "Issue client certificates by the CA of a node on this machine."),
     "log": ("gateway.cli.log", "Examine and mend the log of a stopped node."),
     "keys": ("gateway.cli.keys", "Look after the keys of a node on this machine."),
     "check": ("gateway.cli.check", "Send a record through a running node, in and out by every protocol."),

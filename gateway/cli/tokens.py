@@ -14,8 +14,8 @@ from gateway.cli.connection import HOME_DEFAULT, Connection
 from gateway.cli.display import print_facts, print_json, print_table, show_time
 from gateway.cli.durations import parse_duration_ms, show_duration
 from gateway.cli.failures import Unusable
-from gateway.cli.options import FILE, connection_options, home_option, json_option
-from security.files import PRIVATE_MODE, create_file
+from gateway.cli.options import connection_options, home_option, json_option
+from gateway.cli.secret_file import check_new, keep_secret, out_option
 
 
 @click.group()
@@ -36,7 +36,7 @@ def _ttl(context: click.Context, parameter: click.Parameter, text: str | None) -
 @click.option("--scope", "scopes", multiple=True, metavar="ACTIONS:TOPIC[:KEY]",
               help="Narrow it: publish:orders* or publish,read:orders:eu/*; may be repeated.")  # fmt: skip
 @click.option("--ttl", "ttl_ms", callback=_ttl, metavar="TIME", help="How long it lives, as in 12h or 30d; for ever otherwise.")
-@click.option("--out", type=FILE, help="Write the token to this new file, mode 0600, and do not show it.")
+@out_option("token")
 @json_option
 @connection_options
 def create(
@@ -53,8 +53,7 @@ def create(
     \b
     sprawl tokens create lift-7 --role publisher --scope 'publish:lifts:7/*' --ttl 30d --out lift-7.token
     """
-    if out is not None and out.exists():
-        raise Unusable(f"{out} exists already and is not overwritten", what_to_do="name a new file by --out")
+    check_new(out)
     document: dict[str, Any] = {"name": name, "roles": list(roles)}
     if scopes:
         document["scopes"] = list(scopes)
@@ -63,7 +62,7 @@ def create(
     with Client(connection) as client:
         made = client.call("POST", "/v1/tokens", document=document)
     if out is not None:
-        _keep(out, made.pop("token"), made["id"])
+        _keep(out, made)
     if as_json:
         print_json(made)
         return
@@ -111,7 +110,7 @@ def revoke(connection: Connection, token_id: str, as_json: bool) -> None:
 @tokens.command()
 @home_option
 @click.option("--ttl", "ttl_ms", callback=_ttl, default="1h", show_default=True, metavar="TIME", help="How long it lives.")
-@click.option("--out", type=FILE, help="Write the token to this new file, mode 0600, and do not show it.")
+@out_option("token")
 @json_option
 def recover(home: Path | None, ttl_ms: int, out: Path | None, as_json: bool) -> None:
     """Make an admin token without having one, on the node's own machine.
@@ -123,11 +122,10 @@ def recover(home: Path | None, ttl_ms: int, out: Path | None, as_json: bool) -> 
     sprawl tokens recover --out admin.token
     sprawl tokens create admin --role admin --token-file admin.token --out admin-2.token
     """
-    if out is not None and out.exists():
-        raise Unusable(f"{out} exists already and is not overwritten", what_to_do="name a new file by --out")
+    check_new(out)
     made = _recovered(home or HOME_DEFAULT, ttl_ms)
     if out is not None:
-        _keep(out, made.pop("token"), made["id"])
+        _keep(out, made)
     if as_json:
         print_json(made)
         return
@@ -167,12 +165,9 @@ def _now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def _keep(path: Path, token: str, token_id: str) -> None:
-    try:
-        create_file(path, (token + "\n").encode(), PRIVATE_MODE)
-    except OSError as error:
-        advice = f"revoke it with `sprawl tokens revoke {token_id}` and create another"
-        raise Unusable(f"the token was made, and could not be written to {path}", str(error.strerror), advice) from None
+def _keep(out: Path, made: dict[str, Any]) -> None:
+    advice = f"revoke it with `sprawl tokens revoke {made['id']}` and create another"
+    keep_secret(out, f"{made.pop('token')}\n", "the token was made", advice)
 
 
 def _facts(token: dict[str, Any]) -> dict[str, Any]:

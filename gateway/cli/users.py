@@ -13,7 +13,7 @@ from gateway.cli.connection import Connection
 from gateway.cli.display import print_facts, print_json, print_table, show_time
 from gateway.cli.failures import Unusable
 from gateway.cli.options import FILE, connection_options, json_option
-from security.files import PRIVATE_MODE, create_file
+from gateway.cli.secret_file import check_new, keep_secret, out_option
 
 PASSWORD_BYTES = 18
 PASSWORD_FILE_BYTES_MAX = 4_096
@@ -27,14 +27,13 @@ def users() -> None:
 password_file_option = click.option(
     "--password-file", type=FILE, help="The password is the first line of this file, instead of one that is made and shown once."
 )
-out_option = click.option("--out", type=FILE, help="Write the made password to this new file, mode 0600, and do not show it.")
 
 
 @users.command()
 @click.argument("name")
 @click.option("--role", "roles", multiple=True, metavar="ROLE", help="A role that the user has; may be repeated.")
 @password_file_option
-@out_option
+@out_option("made password")
 @json_option
 @connection_options
 def add(
@@ -55,7 +54,7 @@ def add(
 @users.command("password")
 @click.argument("name")
 @password_file_option
-@out_option
+@out_option("made password")
 @json_option
 @connection_options
 def set_password(connection: Connection, name: str, password_file: Path | None, out: Path | None, as_json: bool) -> None:
@@ -103,8 +102,7 @@ def _password(given: Path | None, out: Path | None) -> str:
     if given is None:
         import secrets
 
-        if out is not None and out.exists():
-            raise Unusable(f"{out} exists already and is not overwritten", what_to_do="name a new file by --out")
+        check_new(out)
         return secrets.token_urlsafe(PASSWORD_BYTES)
     if out is not None:
         raise Unusable("--out is for a password that is made here", what_to_do="leave out --out, or --password-file")
@@ -122,7 +120,8 @@ def _password(given: Path | None, out: Path | None) -> str:
 
 def _tell(user: dict[str, Any], password: str, given: Path | None, out: Path | None, as_json: bool) -> None:
     if out is not None:
-        _keep(out, password, user["name"])
+        advice = f"make another with `sprawl users password {user['name']}`"
+        keep_secret(out, f"{password}\n", "the password holds", advice)
     if as_json:
         print_json(user if given is not None or out is not None else {**user, "password": password})
         return
@@ -135,11 +134,3 @@ def _tell(user: dict[str, Any], password: str, given: Path | None, out: Path | N
         click.echo(password)
     else:
         click.echo(f"{user['name']} logs in with the password of {given}", err=True)
-
-
-def _keep(path: Path, password: str, name: str) -> None:
-    try:
-        create_file(path, (password + "\n").encode(), PRIVATE_MODE)
-    except OSError as error:
-        advice = f"make another with `sprawl users password {name}`"
-        raise Unusable(f"the password holds, and could not be written to {path}", str(error.strerror), advice) from None

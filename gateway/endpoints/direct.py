@@ -102,9 +102,9 @@ class PreparedPublish:
         request_id.set(id)
         size = 0
         try:
+            session = await self._session(id)  # first: who has to wait for it holds nothing of the bound that all share
             shared.bodies.take(len(body))
             size = len(body)
-            session = await self._session(id)
             records = read_records(body, lines=self._lines, records_max=shared.options.records_max)
             del body  # what was decoded lives on in the batches only, while the log is waited for
             if self._keyed:

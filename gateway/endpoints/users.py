@@ -12,8 +12,8 @@ from gateway.endpoints.documents import DOCUMENT_REFUSALS, answer_document, answ
 from gateway.endpoints.exchange import Exchange
 from gateway.endpoints.operations import Answer, Operation, Parameter, Schema
 from gateway.endpoints.parameters import PRINTABLE
-from gateway.errors import ParameterInvalid
-from gateway.pipeline import Pipeline
+from gateway.errors import Busy, ParameterInvalid
+from gateway.pipeline import RETRY_AFTER_MS, Pipeline
 from security.identity.scram import NAME_CHARS_MAX
 from security.identity.users import (
     PASSWORD_CHARS_MAX,
@@ -29,6 +29,8 @@ from security.identity.users import (
     user_name_problem,
 )
 from security.policy.model import Action
+
+HASHINGS_MAX = 2
 
 
 class NewUser(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -72,8 +74,9 @@ _NEW_PASSWORD: Schema = {"properties": {"password": _PASSWORD}}
 
 
 class UserRoutes:
-    def __init__(self, pipeline: Pipeline, users: UserStore) -> None:
+    def __init__(self, pipeline: Pipeline, users: UserStore, hashings_max: int = HASHINGS_MAX) -> None:
         self._pipeline, self._users = pipeline, users
+        self._hashings, self._hashings_max = 0, hashings_max
 
     def operations(self) -> list[Operation]:
         json, tag = "application/json", "users"
@@ -133,7 +136,7 @@ class UserRoutes:
         self._pipeline.require(exchange.session, Action.TOKENS, "create a user")
         new = await read_document(exchange, NewUser)
         self._require_account(exchange, new.name, new.roles)
-        record = await _changed(self._users.create, new.name, new.roles, new.password)
+        record = await self._hashed(self._users.create, new.name, new.roles, new.password)
         mechanisms = next(mechanisms for known, mechanisms in self._users.list() if known.name == record.name)
         await answer_document(exchange, 201, _user(record, mechanisms))
 
@@ -141,7 +144,7 @@ class UserRoutes:
         self._pipeline.require(exchange.session, Action.TOKENS, f"set the password of user {user_name[:NAME_CHARS_MAX]}")
         new = await read_document(exchange, NewPassword)
         self._require_account(exchange, user_name)
-        await _changed(self._users.set_password, user_name, new.password)
+        await self._hashed(self._users.set_password, user_name, new.password)
         await answer_nothing(exchange)
 
     async def delete(self, exchange: Exchange, user_name: str) -> None:
@@ -150,6 +153,16 @@ class UserRoutes:
         await _changed(self._users.delete, user_name)
         await answer_nothing(exchange)
 
+    async def _hashed(self, change: Callable[..., Any], *arguments: object) -> Any:
+        """Salting takes milliseconds of a CPU that others want too, and of threads that look after revocations."""
+        if self._hashings >= self._hashings_max:
+            raise Busy("users.hashings_max", self._hashings_max, RETRY_AFTER_MS)
+        self._hashings += 1
+        try:
+            return await _changed(change, *arguments)
+        finally:
+            self._hashings -= 1
+
     def _require_account(self, exchange: Exchange, name: str, roles: Sequence[str] = ()) -> None:
         if user_name_problem(name) is None:  # else there is no such user, and there will be none
             record = self._users.find(name) or UserRecord(name, (), 0)
@@ -157,7 +170,7 @@ class UserRoutes:
 
 
 async def _changed(change: Callable[..., Any], *arguments: object) -> Any:
-    """On a thread: salting takes milliseconds, and the store waits for the disk and for the command line's lock."""
+    """On a thread: the store waits for the disk and for the command line's lock."""
     try:
         return await asyncio.to_thread(change, *arguments)
     except ValueError as error:

@@ -10,7 +10,6 @@ import msgspec
 from gateway.endpoints.websocket_options import WebSocketOptions
 from gateway.errors import Draining, RouteUnknown, answer_headers, problem, translate
 from gateway.wire.websocket import Upgrade, origin_allowed
-from security.errors import CredentialsInvalid
 from security.identity.chain import BearerToken, ClientCertificate, Credential, NoCredential
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
@@ -45,12 +44,11 @@ def check_upgrade(
 
 
 def credential_of(upgrade: Upgrade, certificate: bytes | None) -> Credential:
-    """The most explicit one: a header, a sub-protocol, the certificate of the TLS connection. CredentialsInvalid."""
+    """The most explicit one: a header, a sub-protocol, the certificate of the TLS connection."""
     if upgrade.authorization is not None:
         scheme, _, token = upgrade.authorization.partition(" ")
-        if scheme.lower() != "bearer":
-            raise CredentialsInvalid("scheme")
-        return BearerToken(token.strip())
+        # As over REST: another scheme is a credential that nobody here recognises, and is audited as one.
+        return BearerToken(token.strip() if scheme.lower() == "bearer" else "")
     if upgrade.token is not None:
         return BearerToken(upgrade.token)
     return ClientCertificate(certificate) if certificate else NoCredential()

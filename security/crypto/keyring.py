@@ -109,7 +109,7 @@ class Keyring:
         if topic_id not in self._keystore:  # fails closed after a shredding, even before `forget` was called
             raise KeyShredded(topic_id)
         epoch = self._epochs.get(topic_id)
-        if epoch is None or epoch.exhausted:
+        if epoch is None or epoch._seals >= epoch._seals_max:  # its `exhausted`, asked for each batch
             epoch = self._epochs[topic_id] = self._open_epoch(topic_id)
         return epoch
 

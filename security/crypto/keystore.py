@@ -105,7 +105,7 @@ class KeyStore:
         return set(self._loaded().entries)
 
     def __contains__(self, topic_id: bytes) -> bool:
-        return topic_id in self._loaded().entries
+        return topic_id in (self._contents or self._loaded()).entries
 
     def add(self, topic_id: bytes) -> None:
         """Make a TRK for a topic (16 bytes), durable when this returns. A topic that has one keeps it."""

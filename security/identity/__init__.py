@@ -1,1 +1,1 @@
-"""Who is asking: bearer tokens and client certificates, each turned into one `security.principal.Principal`."""
+"""Who is asking: tokens, users with passwords and client certificates, each turned into one `security.principal.Principal`."""

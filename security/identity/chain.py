@@ -43,6 +43,10 @@ class IdentityProvider(Protocol):
     def proves(self) -> str:
         """What its principals say in `proved_by`."""
 
+    @property
+    def mechanisms(self) -> tuple[str, ...]:
+        """The SASL mechanisms whose credentials it can judge. A mechanism is offered to clients once a provider says so."""
+
     def recognises(self, credential: Credential) -> bool:
         """Whether this credential is of its kind, by shape alone."""
 
@@ -61,6 +65,8 @@ class Chain:
         self._by_proof = {provider.proves: provider for provider in self._providers}
         if len(self._by_proof) < len(self._providers):
             raise ValueError(f"two providers prove the same: {', '.join(p.proves for p in self._providers)}")
+        self.mechanisms = frozenset(mechanism for provider in self._providers for mechanism in provider.mechanisms)
+        """Of all of them."""
 
     async def authenticate(self, credential: Credential, *, anonymous_allowed: bool = False) -> Principal:
         """Who this is. `anonymous_allowed` is the listener's and counts only where nothing was offered.

@@ -38,23 +38,40 @@ Body = TypeVar("Body", bound=msgspec.Struct)
 class StoreDamaged(SecurityError):
     """The file is not what was written, or not protected. `reason` never quotes its content."""
 
+    what: ClassVar[str] = "document"
+    loss: ClassVar[str] = "all of it is then gone"
     path: Path
     reason: str
+
+    def __str__(self) -> str:
+        return (
+            f"the {self.what} file {self.path} cannot be used, {self.reason}: bring it back from a backup; "
+            f"only if there is none, move it away and start again ({self.loss})"
+        )
 
 
 @dataclass(eq=False)
 class StoreFull(SecurityError):
     """As much as may be is in use; `limit_name` says which bound."""
 
+    what: ClassVar[str] = "document"
+    room: ClassVar[str] = "take away what is no longer used"
     limit_name: str
     limit: int
+
+    def __str__(self) -> str:
+        return f"the {self.what} store is full ({self.limit_name} = {self.limit}): {self.room}"
 
 
 @dataclass(eq=False)
 class StoreBusy(SecurityError):
     """Another process held the lock of the store all the while."""
 
+    what: ClassVar[str] = "document"
     path: Path
+
+    def __str__(self) -> str:
+        return f"another process is changing the {self.what}s and does not let go of {self.path}: try again, or stop that process"
 
 
 class _Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

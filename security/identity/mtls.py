@@ -189,6 +189,10 @@ class CertificateProvider:
     def proves(self) -> str:
         return "mtls"
 
+    @property
+    def mechanisms(self) -> tuple[str, ...]:
+        return ()  # TLS carries them (SASL EXTERNAL is not offered)
+
     def recognises(self, credential: Credential) -> bool:
         return isinstance(credential, ClientCertificate)
 

@@ -1,7 +1,6 @@
 """The file of tokens: `{"admin_made": true, "tokens": [{"record": {...}, "secret_sha256": "..."}]}` as a shared document."""
 
 import hashlib
-from dataclasses import dataclass
 
 import msgspec
 
@@ -9,31 +8,16 @@ from security.identity.document_file import DocumentFile, StoreBusy, StoreDamage
 from security.policy.model import Scope
 
 
-@dataclass(eq=False)
 class TokenStoreDamaged(StoreDamaged):
-    """The file of tokens is not what was written, or not protected. `reason` never quotes its content."""
-
-    def __str__(self) -> str:
-        return (
-            f"the token file {self.path} cannot be used, {self.reason}: bring it back from a backup; "
-            "only if there is none, move it away and start again to get a new admin token (all other tokens are then gone)"
-        )
+    what, loss = "token", "to get a new admin token; all other tokens are then gone"
 
 
-@dataclass(eq=False)
 class TokenStoreFull(StoreFull):
-    """As many tokens as may be are in use; `limit_name` says which bound."""
-
-    def __str__(self) -> str:
-        return f"the token store is full ({self.limit_name} = {self.limit}): revoke tokens that are no longer used"
+    what, room = "token", "revoke tokens that are no longer used"
 
 
-@dataclass(eq=False)
 class TokenStoreBusy(StoreBusy):
-    """Another process held the lock of the store all the while."""
-
-    def __str__(self) -> str:
-        return f"another process is changing the tokens and does not let go of {self.path}: try again, or stop that process"
+    what = "token"
 
 
 class TokenRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -6,10 +6,8 @@ that people choose, while 2^256 equally likely ones are beyond guessing at any s
 milliseconds instead of one microsecond. The text is hashed rather than the bytes it stands for, since the last base64
 character has two spare bits and a token is to have one spelling.
 
-The store lives in a file that the command line on the same machine may change too (`security.identity.token_file`); the node
-calls `reload_if_changed` about once a second. A file that is damaged, open to others, or gone after it was there is an error,
-never "no tokens": the node goes on with what it knows for `stale_ms_max`, because a bad moment of a disk should not stop a
-fleet, and then refuses everybody, because by then somebody may have been revoked.
+The store is a document that the node and the command line share (`security.identity.shared_store`); the node calls
+`reload_if_changed` about once a second.
 
 **Off the event loop:** the constructor, `create`, `revoke`, `bootstrap_admin` and `reload_if_changed` block on the disk and the
 lock. `authenticate`, `still_valid` and `list` only read memory.
@@ -130,8 +128,12 @@ class TokenStore(SharedStore[TokenFileBody, dict[str, _Known]]):
 
     def still_valid(self, principal: Principal) -> None:
         """Raise what `authenticate` would raise now; and `CredentialsInvalid` when the token's rights are no longer these."""
-        self._refuse_when_stale()
         known = self._state.index.get(principal.credential_id or "")
+        if known is not None and known.principal is principal and self._damage is None:
+            record = known.record  # asked at each request: the usual answer at one look
+            if record.revoked_at_ms is None and record.expires_at_ms is None:
+                return
+        self._refuse_when_stale()
         if known is None:
             raise CredentialsInvalid("unknown")
         self._refuse_dead(known.record)
@@ -253,6 +255,10 @@ class TokenProvider:
     @property
     def proves(self) -> str:
         return "token"
+
+    @property
+    def mechanisms(self) -> tuple[str, ...]:
+        return ("PLAIN",)
 
     def recognises(self, credential: Credential) -> bool:
         return isinstance(credential, BearerToken) and credential.text.startswith("sprawl_")

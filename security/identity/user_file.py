@@ -1,38 +1,21 @@
 """The file of users: `{"users": [{"record": {...}, "scram": {"SCRAM-SHA-256": {...}}}], "decoy_key": ""}`, a shared document."""
 
-from dataclasses import dataclass
-
 import msgspec
 
 from security.identity.document_file import DocumentFile, StoreBusy, StoreDamaged, StoreFull
 from security.identity.scram import HASHES, ScramSecret
 
 
-@dataclass(eq=False)
 class UserStoreDamaged(StoreDamaged):
-    """The file of users is not what was written, or not protected. `reason` never quotes its content."""
-
-    def __str__(self) -> str:
-        return (
-            f"the user file {self.path} cannot be used, {self.reason}: bring it back from a backup; "
-            "only if there is none, move it away and start again (all users are then gone, tokens are not)"
-        )
+    what, loss = "user", "all users are then gone, tokens are not"
 
 
-@dataclass(eq=False)
 class UserStoreFull(StoreFull):
-    """As many users as may be are there; `limit_name` says which bound."""
-
-    def __str__(self) -> str:
-        return f"the user store is full ({self.limit_name} = {self.limit}): delete users that are no longer there"
+    what, room = "user", "delete users that are no longer there"
 
 
-@dataclass(eq=False)
 class UserStoreBusy(StoreBusy):
-    """Another process held the lock of the store all the while."""
-
-    def __str__(self) -> str:
-        return f"another process is changing the users and does not let go of {self.path}: try again, or stop that process"
+    what = "user"
 
 
 class UserRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -225,6 +225,10 @@ class UserProvider:
     def proves(self) -> str:
         return "scram"
 
+    @property
+    def mechanisms(self) -> tuple[str, ...]:
+        return tuple(HASHES)
+
     def recognises(self, credential: Credential) -> bool:
         return isinstance(credential, ScramProof)
 

@@ -26,6 +26,7 @@ EXAMPLES = [
     (errors.TokenExpired("tok-1", 1_700_000_000_000), ["tok-1", "2023-11-14T22:13:20+00:00", "new one"]),
     (errors.TokenRevoked("tok-1"), ["tok-1", "new one"]),
     (errors.CertificateRefused("it expired"), ["it expired", "this node's CA"]),
+    (errors.LoginsThrottled(4_100), ["4100 ms", "wrong password"]),
     (errors.AccessDenied("alice", "write", "topic orders", "no rule allows it"), ["alice", "write", "topic orders", "no rule"]),
     (errors.QuotaExceeded("alice", "publish_bytes", 250), ["alice", "publish_bytes", "250 ms"]),
     (errors.CertificateProblem(PATH, "it is missing"), [str(PATH), "it is missing", "move the folder away"]),

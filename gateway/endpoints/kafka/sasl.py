@@ -10,7 +10,7 @@ from typing import Any
 from gateway.endpoints.kafka.call import Call
 from gateway.endpoints.kafka.operation import Answer, Operation
 from gateway.wire.kafka.error_codes import ErrorCode
-from security.errors import IdentityProblem
+from security.errors import IdentityProblem, LoginsThrottled
 
 REFUSED = "the credentials are not valid: check them, or ask for new ones"
 
@@ -19,7 +19,7 @@ async def sasl_handshake(call: Call, request: Any) -> Answer:
     authentication = call.connection.authentication
     mechanisms = list(authentication.mechanisms())
     if not authentication.possible:
-        call.connection.finish()
+        _out_of_order(call)
         return {"error_code": ErrorCode.ILLEGAL_SASL_STATE, "mechanisms": mechanisms}
     if not authentication.handshake(request.mechanism, call.version):
         call.connection.refused("mechanism")
@@ -31,7 +31,7 @@ async def sasl_handshake(call: Call, request: Any) -> Answer:
 async def sasl_authenticate(call: Call, request: Any) -> Answer:
     authentication = call.connection.authentication
     if not authentication.expected:
-        call.connection.finish()
+        _out_of_order(call)
         return {
             "error_code": ErrorCode.ILLEGAL_SASL_STATE,
             "error_message": "SaslAuthenticate comes after a SaslHandshake that was answered with success",
@@ -42,7 +42,17 @@ async def sasl_authenticate(call: Call, request: Any) -> Answer:
         call.connection.refused("unauthenticated")
         call.connection.finish()
         return {"error_code": ErrorCode.SASL_AUTHENTICATION_FAILED, "error_message": REFUSED}
+    except LoginsThrottled as refusal:
+        # Clients retry a lost connection, and give up at any error of SASL: the credential may be right.
+        call.connection.cut("logins-throttled", str(refusal))
+        return None
     return {"error_code": ErrorCode.NONE, "auth_bytes": answer, "session_lifetime": authentication.lifetime_ms()}
+
+
+def _out_of_order(call: Call) -> None:
+    call.connection.authentication.out_of_order()
+    call.connection.refused("sasl-state")
+    call.connection.finish()
 
 
 OPERATIONS = (

@@ -1,14 +1,16 @@
-"""SASL as Kafka's clients send it: the mechanisms, and the one message of PLAIN (RFC 4616)."""
+"""SASL as Kafka's clients send it: the mechanisms, and the one message of PLAIN (RFC 4616). OAUTHBEARER's: `oauthbearer.py`."""
 
 from __future__ import annotations
 
 import msgspec
 
 from gateway.wire.kafka.errors import MessageInvalid
+from gateway.wire.kafka.oauthbearer import OAUTHBEARER
 
 PLAIN = "PLAIN"
 SCRAM_SHA_256, SCRAM_SHA_512 = "SCRAM-SHA-256", "SCRAM-SHA-512"
-MECHANISMS = (PLAIN, SCRAM_SHA_256, SCRAM_SHA_512)
+MECHANISMS = (PLAIN, SCRAM_SHA_256, SCRAM_SHA_512, OAUTHBEARER)
+"""Those that this node can speak; offered are those of them that its chain can judge."""
 
 PLAIN_BYTES_MAX = 8 * 1024
 

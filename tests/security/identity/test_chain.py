@@ -12,6 +12,8 @@ ANN = Principal("user:ann", PrincipalKind.USER, "passport")
 class Provider:
     """Knows one token text, or refuses every one with `refusal`."""
 
+    mechanisms: tuple[str, ...] = ()
+
     def __init__(self, proves="passport", begins="p-", refusal=None):
         self.proves, self.begins, self.refusal = proves, begins, refusal
         self.asked = []
@@ -73,6 +75,13 @@ def test_live_connections_are_judged_by_the_provider_that_proved_them():
 def test_two_providers_of_one_proof_are_a_mistake():
     with pytest.raises(ValueError, match="prove the same"):
         Chain([Provider(), Provider()])
+
+
+def test_the_mechanisms_of_all_providers_are_the_chain_s():
+    one, other = Provider("a"), Provider("b")
+    one.mechanisms, other.mechanisms = ("PLAIN",), ("PLAIN", "OAUTHBEARER")
+    assert Chain([one, other]).mechanisms == {"PLAIN", "OAUTHBEARER"}
+    assert Chain([]).mechanisms == frozenset()
 
 
 def test_credentials_do_not_show_what_they_hold():

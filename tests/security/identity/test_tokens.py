@@ -3,7 +3,6 @@
 import hmac
 import logging
 import os
-import threading
 
 import msgspec
 import pytest
@@ -11,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from security.errors import CredentialsInvalid, TokenExpired, TokenRevoked
-from security.files import replace_file
 from security.identity.chain import BearerToken, ClientCertificate, NoCredential
 from security.identity.tokens import (
     NAME_CHARS_MAX,
@@ -27,16 +25,9 @@ from security.identity.tokens import (
 )
 from security.policy.model import Action
 from security.principal import PrincipalKind
+from tests.contracts.shared_store_contract import Clock, SharedStoreContract, spoil_file
 
 READ_ORDERS = Scope(frozenset({Action.READ}), "orders*", "eu/*")
-
-
-class Clock:
-    def __init__(self):
-        self.ms = 1_800_000_000_000
-
-    def __call__(self):
-        return self.ms
 
 
 @pytest.fixture
@@ -111,7 +102,7 @@ class TestCreate:
             store.create(**{"name": "t", "roles": [], **wrong})
         assert not path.exists()
 
-    def test_the_store_has_a_bound_and_the_dead_make_room(self, open_store, clock):
+    def test_at_the_bound_the_dead_make_room(self, open_store, clock):
         store = open_store(tokens_max=3)
         living = [store.create("t", [])[1], store.create("t", [], ttl_ms=1_000)[1]]
         dead_text, dead = store.create("t", [])
@@ -246,50 +237,45 @@ class TestRevoke:
         assert "SSS" not in str(unknown.value)
 
 
-class TestOtherProcess:
-    def test_its_revocation_takes_hold_on_the_running_node(self, store, open_store):
-        text, record = store.create("t", [])
-        principal, epoch = store.authenticate(text), store.epoch
-        open_store().revoke(record.id)
-        store.still_valid(principal)  # not seen yet
-        assert store.reload_if_changed() is True
-        assert store.epoch == epoch + 1
-        with pytest.raises(TokenRevoked):
-            store.still_valid(principal)
-        with pytest.raises(TokenRevoked):
-            store.authenticate(text)
+class Tokens:
+    """The store, as its contract asks for it. The dead are listed until their place is needed."""
 
-    def test_nothing_changed_is_nothing_done(self, store, path):
-        store.create("t", [])
-        epoch = store.epoch
-        assert store.reload_if_changed() is False
-        replace_file(path, path.read_bytes(), 0o600)  # another inode, the same content
-        assert store.reload_if_changed() is False
-        assert store.epoch == epoch
+    damaged, full, bound = TokenStoreDamaged, TokenStoreFull, "tokens_max"
 
-    def test_a_change_of_its_own_does_not_undo_the_others(self, store, open_store):
-        text, record = store.create("t", [])
-        other = open_store()
-        other.revoke(record.id)
-        store.create("made without having seen it", [])
-        with pytest.raises(TokenRevoked):
-            store.authenticate(text)
+    def __init__(self, folder, clock):
+        self.path, self._clock = folder / "tokens.json", clock
+        self._made = {}
 
-    def test_changes_from_many_sides_at_once_all_last(self, open_store, store):
-        def make(side):
-            own = open_store()
-            for n in range(8):
-                own.create(f"{side}-{n}", [])
+    def open(self, **options):
+        return TokenStore(self.path, self._clock, os.urandom, **options)
 
-        threads = [threading.Thread(target=make, args=(side,)) for side in "abcd"]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        store.reload_if_changed()
-        assert {record.name for record in store.list()} == {f"{side}-{n}" for side in "abcd" for n in range(8)}
+    def add(self, store, name):
+        self._made[name] = store.create(name, [])
 
-    def test_rights_changed_in_the_file_end_what_was_granted_before(self, store, open_store):
+    def remove(self, store, name):
+        store.revoke(self._made[name][1].id)
+
+    def names(self, store):
+        return {record.name for record in store.list() if record.revoked_at_ms is None}
+
+    async def prove(self, store, name):
+        return await TokenProvider(store).authenticate(BearerToken(self._made[name][0]))
+
+    def still_valid(self, store, principal):
+        TokenProvider(store).still_valid(principal)
+
+
+class TestSharedStore(SharedStoreContract):
+    @pytest.fixture
+    def subject(self, tmp_path, clock):
+        return Tokens(tmp_path, clock)
+
+    def test_the_admin_token_does_not_take_the_place_of_damage(self, subject, filled):
+        spoil_file(subject.path, "empty")
+        with pytest.raises(TokenStoreDamaged):
+            bootstrap_admin(filled)
+
+    def test_rights_changed_in_the_file_end_what_was_granted_before(self, store):
         text, _ = store.create("t", ["publisher"])
         principal = store.authenticate(text)
         body = store._file.read()
@@ -300,68 +286,6 @@ class TestOtherProcess:
         with pytest.raises(CredentialsInvalid) as refused:
             store.still_valid(principal)
         assert refused.value.reason_code == "changed"
-
-
-class TestDamage:
-    @pytest.fixture
-    def text(self, store):
-        return store.create("t", [])[0]
-
-    @pytest.mark.parametrize("spoil", ["gone", "empty", "cut", "open to others", "a folder"])
-    def test_it_is_said_then_outlived_for_a_while_then_everybody_is_refused(self, store, path, clock, text, spoil):
-        principal, good = store.authenticate(text), path.read_bytes()
-        spoil_file(path, spoil)
-        for waited_ms in (0, 30_000, 59_999):
-            clock.ms = 1_800_000_000_000 + waited_ms
-            with pytest.raises(TokenStoreDamaged):
-                store.reload_if_changed()
-            store.authenticate(text)
-            store.still_valid(principal)
-        clock.ms += 1
-        for ask in (lambda: store.authenticate(text), lambda: store.still_valid(principal)):
-            with pytest.raises(TokenStoreDamaged):
-                ask()
-        if path.is_dir():
-            path.rmdir()
-        replace_file(path, good, 0o600)
-        assert store.reload_if_changed() is False
-        store.authenticate(text)
-
-    def test_a_clock_that_goes_back_does_not_make_it_last_longer(self, store, path, clock, text):
-        spoil_file(path, "empty")
-        with pytest.raises(TokenStoreDamaged):
-            store.reload_if_changed()
-        clock.ms -= 3_600_000
-        with pytest.raises(TokenStoreDamaged):
-            store.authenticate(text)
-
-    @pytest.mark.parametrize("spoil", ["empty", "cut", "open to others", "a folder"])
-    def test_a_node_does_not_start_on_it(self, open_store, path, text, spoil):
-        spoil_file(path, spoil)
-        with pytest.raises(TokenStoreDamaged) as damaged:
-            open_store()
-        assert str(path) in str(damaged.value)
-
-    @pytest.mark.parametrize("spoil", ["gone", "empty", "cut"])
-    def test_it_is_not_overwritten_by_a_change(self, store, path, text, spoil):
-        spoil_file(path, spoil)
-        for change in (lambda: store.create("t", []), lambda: bootstrap_admin(store), lambda: store.revoke("a" * 12)):
-            with pytest.raises(TokenStoreDamaged):
-                change()
-        assert path.exists() == (spoil != "gone")
-
-
-def spoil_file(path, spoil):
-    if spoil == "open to others":
-        path.chmod(0o640)
-        os.utime(path, ns=(1, 1))
-        return
-    data = path.read_bytes()
-    path.unlink()
-    if spoil == "a folder":
-        path.mkdir()
-    elif spoil != "gone":
-        replace_file(path, data[: len(data) // 2] if spoil == "cut" else b"", 0o600)
 
 
 class TestBootstrap:

@@ -5,10 +5,9 @@ import os
 import pytest
 
 from security.errors import CredentialsInvalid
-from security.files import replace_file
+from security.identity import users
 from security.identity.chain import BearerToken, Chain
 from security.identity.scram import ITERATIONS_MAX, ITERATIONS_MIN, ScramProof, secret_of, version_of
-from security.identity.shared_store import STALE_MS_MAX
 from security.identity.users import (
     PASSWORD_CHARS_MAX,
     PASSWORD_CHARS_MIN,
@@ -21,21 +20,48 @@ from security.identity.users import (
     UserUnknown,
 )
 from security.principal import PrincipalKind
+from tests.contracts.shared_store_contract import Clock, SharedStoreContract
 
 PASSWORD = "correct horse"
 SHA256, SHA512 = "SCRAM-SHA-256", "SCRAM-SHA-512"
 
 
-class Clock:
-    ms = 1_800_000_000_000
+class Users:
+    """The store, as its contract asks for it."""
 
-    def __call__(self):
-        return self.ms
+    damaged, full, bound = UserStoreDamaged, UserStoreFull, "users_max"
+
+    def __init__(self, folder, clock):
+        self.path, self._clock = folder / "users.json", clock
+
+    def open(self, **options):
+        return UserStore(self.path, self._clock, os.urandom, **options)
+
+    def add(self, store, name):
+        store.create(name, [], PASSWORD)
+
+    def remove(self, store, name):
+        store.delete(name)
+
+    def names(self, store):
+        return {record.name for record, _ in store.list()}
+
+    async def prove(self, store, name):
+        secret = store.secret(SHA256, name)
+        return await UserProvider(store).authenticate(
+            ScramProof(SHA256, name, proved=secret is not None, version=version_of(secret) if secret else "")
+        )
+
+    def still_valid(self, store, principal):
+        UserProvider(store).still_valid(principal)
 
 
-@pytest.fixture
-def clock():
-    return Clock()
+class TestSharedStore(SharedStoreContract):
+    @pytest.fixture
+    def subject(self, tmp_path, clock, monkeypatch):
+        quick = {"iterations": ITERATIONS_MIN}
+        monkeypatch.setattr(users, "secret_of", lambda mechanism, password, salt: secret_of(mechanism, password, salt, **quick))
+        return Users(tmp_path, clock)
 
 
 @pytest.fixture
@@ -44,9 +70,9 @@ def path(tmp_path):
 
 
 @pytest.fixture
-def open_store(path, clock):
+def open_store(path):
     """Opens the store once more, as another process would."""
-    return lambda **options: UserStore(path, clock, os.urandom, **options)
+    return lambda **options: UserStore(path, Clock(), os.urandom, **options)
 
 
 @pytest.fixture
@@ -64,16 +90,6 @@ async def test_a_user_is_a_principal_with_its_roles(store):
     assert (principal.name, principal.kind, principal.proved_by) == ("user:alice", PrincipalKind.USER, "scram")
     assert principal.roles == {"publisher"}
     assert store.list() == [(store.find("alice"), {SHA256: 8192, SHA512: 8192})]
-
-
-def test_another_process_sees_what_was_changed(store, open_store, path):
-    other = open_store()
-    store.create("alice", [], PASSWORD)
-    assert other.find("alice") is None
-    assert other.reload_if_changed()
-    assert other.find("alice") == store.find("alice")
-    assert path.stat().st_mode & 0o777 == 0o600
-    assert PASSWORD.encode() not in path.read_bytes()
 
 
 async def test_a_chain_knows_proofs_and_nothing_else_of_it(store):
@@ -160,17 +176,6 @@ def test_iterations_out_of_their_bounds_are_refused(store, iterations):
         store.put_secret("bob", "SCRAM-SHA-1", secret)
 
 
-def test_the_bound_on_users(open_store):
-    store = open_store(users_max=2)
-    for name in ("a", "b"):
-        store.create(name, [], PASSWORD)
-    with pytest.raises(UserStoreFull, match="users_max = 2"):
-        store.create("c", [], PASSWORD)
-    store.set_password("b", "another horse")
-    store.delete("a")
-    store.create("c", [], PASSWORD)
-
-
 def test_names_that_are_taken_or_unknown(store):
     store.create("alice", [], PASSWORD)
     with pytest.raises(UserExists, match="sprawl users password alice"):
@@ -180,17 +185,15 @@ def test_names_that_are_taken_or_unknown(store):
             change()
 
 
-async def test_a_damaged_file_is_trusted_for_a_while_and_then_nobody_is(store, path, clock):
+def test_a_password_is_nowhere_in_the_file(store, path):
     store.create("alice", [], PASSWORD)
-    provider = UserProvider(store)
-    principal = await provider.authenticate(proof(store))
-    replace_file(path, path.read_bytes()[:-9], 0o600)
-    with pytest.raises(UserStoreDamaged):
-        store.reload_if_changed()
-    provider.still_valid(principal)
-    clock.ms += STALE_MS_MAX
-    with pytest.raises(UserStoreDamaged):
-        provider.still_valid(principal)
+    assert PASSWORD.encode() not in path.read_bytes()
+
+
+def test_a_changed_password_needs_no_room(open_store):
+    store = open_store(users_max=1)
+    store.create("alice", [], PASSWORD)
+    store.set_password("alice", "another horse")
 
 
 def test_the_key_of_decoys_lasts_from_the_first_user_on(store, open_store):
