@@ -27,9 +27,10 @@ import msgspec
 from broker.broker import Broker, BrokerOptions
 from broker.delivery.consumers import Consumers
 from broker.engine.embedded import EmbeddedEngine
+from broker.freed_memory import FreedMemory, keep_freed_memory
 from broker.groups.groups import Groups
 from broker.log.keystore_blob import KeyStoreBlob
-from broker.machine import MachineDisk, MachineSeams, keep_freed_memory
+from broker.machine import MachineDisk, MachineSeams
 from gateway.config import Config
 from gateway.endpoints.kafka.connection import KafkaProtocol
 from gateway.endpoints.kafka.node import KafkaNode
@@ -59,6 +60,7 @@ from security.crypto.kms import KEK_FILE, LocalFileKms
 from security.errors import SecurityError
 from security.identity.chain import Chain
 from security.identity.document_file import StoreDamaged
+from security.identity.failed_logins import FailedLoginOptions, FailedLogins
 from security.identity.mtls import CertificateProvider
 from security.identity.tokens import TokenProvider, TokenStore, bootstrap_admin
 from security.identity.users import UserProvider, UserStore
@@ -113,6 +115,7 @@ class Node:
         """
         async with AsyncExitStack() as undo:
             self._undo = undo
+            keep_freed_memory()
             await asyncio.to_thread(self._make_folders)
             undo.callback(open_log(self.config.logging).close)
             _raise_descriptor_limit(self.config.limits.connections_max + DESCRIPTORS_RESERVED)
@@ -148,7 +151,6 @@ class Node:
             Path(folder).mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
 
     async def _open_engine(self) -> MachineSeams:
-        keep_freed_memory()
         kms = await asyncio.to_thread(self._open_kms)
         seams = await asyncio.to_thread(MachineSeams, Path(self.config.node.data))
         self._undo.push_async_callback(asyncio.to_thread, seams.executor.close)
@@ -224,6 +226,8 @@ class Node:
         self.groups.start()
         self._undo.push_async_callback(self.groups.close)
         self.metrics.pull("groups", self.groups.stats)
+        failed_logins = FailedLogins(_options(config.failed_logins, FailedLoginOptions), seams.clock.monotonic_ms)
+        self.metrics.pull("failed_logins", failed_logins.stats)
         policy = policy_from_mapping({"roles": config.policy.roles, "bindings": config.policy.bindings})
         self.pipeline = Pipeline(
             self.broker,
@@ -234,6 +238,7 @@ class Node:
             seams.clock,
             self.metrics,
             _options(config.pipeline, PipelineOptions),
+            failed_logins,
         )
         about_node = NodeRoutes(self.pipeline, self.metrics, self.health, self._describe)
         self._rest = RestApp(
@@ -242,7 +247,7 @@ class Node:
             _options(config.rest, RestOptions),
             _options(config.sse, SseOptions),
             self.tokens,
-            [*UserRoutes(self.pipeline, self.users).operations(), *about_node.operations()],
+            [*UserRoutes(self.pipeline, self.users, config.users.hashings_max).operations(), *about_node.operations()],
             self.send_buffers,
         )
 
@@ -282,6 +287,7 @@ class Node:
             transactions=self.broker.transactions,
             auto_create=config.broker.auto_create,
         )
+        self.metrics.pull("kafka_fetch_sessions", node.fetch_sessions.counts)
         node.operations = table(node)
         await asyncio.to_thread(prepare_first)
         self._undo.push_async_callback(_cancelled, asyncio.create_task(prepare_rest(node.operations)))
@@ -327,6 +333,7 @@ class Node:
         lag.start()
         self._undo.callback(lag.stop)
         self._spawn("token reload", self._reload_identities())
+        self._spawn("memory watch", self._give_memory_back())
 
     def _spawn(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         """In the background until the node stops. Work that ends by itself has failed, and the node is not ready any more."""
@@ -356,6 +363,12 @@ class Node:
                     self._damaged[noun] = f"the {noun} file cannot be read"
                 else:
                     self._damaged.pop(noun, None)
+
+    async def _give_memory_back(self) -> None:
+        freed = FreedMemory(self.config.limits.freed_memory_bytes_max)
+        while True:
+            await asyncio.sleep(self.config.limits.freed_memory_check_ms / 1_000)
+            await asyncio.to_thread(freed.look)
 
     async def _renew_certificate(self) -> None:
         """The file; the watch puts it into use."""

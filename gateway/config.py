@@ -34,6 +34,7 @@ from broker.transactions.options import TransactionOptions
 from gateway.settings import (
     BrokerSection,
     Count,
+    FailedLoginsSection,
     KafkaSection,
     LimitsSection,
     ListenersSection,
@@ -119,6 +120,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     policy: PolicySection = PolicySection()
     tokens: TokensSection = TokensSection()
     users: UsersSection = UsersSection()
+    failed_logins: FailedLoginsSection = FailedLoginsSection()
     quotas: QuotasSection = QuotasSection()
     origins: Mapping[str, Origin] = {}
 

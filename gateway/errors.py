@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -50,6 +50,8 @@ from security.policy.mapping import PolicyInvalid
 from security.policy.model import NODE_ACTIONS, Action
 
 logger = logging.getLogger(__name__)
+
+Failure = TypeVar("Failure", bound=BaseException)
 
 
 class GatewayError(Exception):
@@ -202,7 +204,7 @@ class Translation(msgspec.Struct, frozen=True):
 
 
 GOING_AWAY, TOO_BIG, INTERNAL = 1001, 1009, 1011
-UNAUTHENTICATED, REVOKED = 4401, 4403
+UNAUTHENTICATED, REVOKED, TOO_MUCH = 4401, 4403, 4429
 
 _ASK_OPERATOR = "the node's log says more: give whoever runs it this answer's instance"
 
@@ -255,6 +257,7 @@ TABLE: dict[type[Exception], Translation] = {
     batch.CorruptBatch: Translation(400, "corrupt-batch", "The record batch is corrupt", ("reason", "position")),
     batch.IllegalBatch: Translation(400, "illegal-batch", "The record batch is refused", ("reason",)),
     batch.TimestampRefused: Translation(400, "timestamp-refused", "A timestamp is refused", ("timestamp_ms", "limit_ms")),
+    batch.TooManyRecords: Translation(413, "too-many-records", "A batch has too many records", ("count", "limit_name", "limit")),
     batch.UnsupportedCompression: Translation(400, "unsupported-compression", "The compression is not supported", ("codec",)),
     # Producers that number their batches, and transactions.
     producers.ProducerProblem: Translation(409, "producer-problem", "Something is wrong with the producer"),
@@ -353,6 +356,7 @@ TABLE: dict[type[Exception], Translation] = {
     security.CertificateRefused: Translation(
         401, "certificate-refused", "The client certificate is refused", (), UNAUTHENTICATED
     ),
+    security.LoginsThrottled: Translation(429, "logins-throttled", "Too many log-ins have failed", ("retry_after_ms",), TOO_MUCH),
     security.AccessDenied: Translation(403, "access-denied", "Not allowed", ("principal", "action", "resource")),
     security.QuotaExceeded: Translation(429, "quota-exceeded", "Too much", ("quota", "retry_after_ms")),
     TokenUnknown: Translation(404, "unknown-token", "There is no such token", ("token_id",)),
@@ -422,6 +426,7 @@ KAFKA: dict[type[Exception], ErrorCode] = {
     batch.CorruptBatch: ErrorCode.CORRUPT_MESSAGE,
     batch.IllegalBatch: ErrorCode.INVALID_RECORD,
     batch.TimestampRefused: ErrorCode.INVALID_TIMESTAMP,
+    batch.TooManyRecords: ErrorCode.MESSAGE_TOO_LARGE,
     batch.UnsupportedCompression: ErrorCode.UNSUPPORTED_COMPRESSION_TYPE,
     # Producers send a batch again that not enough replicas took; a timeout says that the outcome is not known.
     broker.Unavailable: ErrorCode.NOT_ENOUGH_REPLICAS,
@@ -430,6 +435,7 @@ KAFKA: dict[type[Exception], ErrorCode] = {
     broker.StorageProblem: ErrorCode.KAFKA_STORAGE_ERROR,
     security.KeyProblem: ErrorCode.KAFKA_STORAGE_ERROR,
     security.IdentityProblem: ErrorCode.SASL_AUTHENTICATION_FAILED,
+    security.LoginsThrottled: ErrorCode.REQUEST_TIMED_OUT,
     security.AccessDenied: ErrorCode.TOPIC_AUTHORIZATION_FAILED,
     security.QuotaExceeded: ErrorCode.THROTTLING_QUOTA_EXCEEDED,
     UserUnknown: ErrorCode.RESOURCE_NOT_FOUND,
@@ -485,6 +491,12 @@ def kafka_error(error: BaseException, instance: str = "") -> tuple[ErrorCode, st
     else:
         code = next((KAFKA[kind] for kind in type(error).__mro__ if kind in KAFKA), ErrorCode.UNKNOWN_SERVER_ERROR)
     return code, str(error) if row.detail is None else row.detail
+
+
+def bare(error: Failure) -> Failure:
+    """The error without the frames that it was raised through, for whoever keeps it: they hold the request, and all of it."""
+    error.__traceback__ = error.__context__ = error.__cause__ = None
+    return error
 
 
 def translate(error: BaseException) -> Translation:

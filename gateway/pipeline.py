@@ -16,6 +16,7 @@ Rights come before existence: who has no right on a topic is refused alike wheth
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol, TypeAlias, overload
 
@@ -31,6 +32,7 @@ from broker.delivery.position import AtTime, Position
 from broker.delivery.subscription import record_bytes
 from broker.engine.base import KeyCopy, PartitionOffsets, Topic
 from broker.errors import IllegalTopicName, UnknownTopic
+from broker.produced import RECORDS_MAX
 from broker.record import RESERVED_HEADER_PREFIX, Record, valid_message_id
 from broker.seams import Clock
 from broker.topics.addresses import legal_topic_name
@@ -40,8 +42,9 @@ from gateway.errors import Busy, RecordInvalid, RequestInvalid
 from gateway.feed import Feed, FilterRights, TopicRights
 from gateway.fetching import Fetching
 from gateway.producing import Producing
-from security.errors import AccessDenied, IdentityProblem, QuotaExceeded
+from security.errors import AccessDenied, CredentialsInvalid, IdentityProblem, LoginsThrottled, QuotaExceeded, SecurityError
 from security.identity.chain import Chain, Credential
+from security.identity.failed_logins import FailedLoginOptions, FailedLogins, address_of, claimed_name
 from security.policy.model import NODE_ACTIONS, Action, Decision, Scope
 from security.policy.quotas import Quota, Quotas
 from security.policy.rbac import PolicyEngine
@@ -107,9 +110,11 @@ class EarlierReceipts(list[Receipt]):
 
 
 class PipelineOptions(msgspec.Struct, frozen=True):
-    """`record_headers_max` bounds a record's headers; `publishes_max` and `feeds_max` what is under way at once, node-wide."""
+    """`record_headers_max` bounds a record's headers, `batch_records_max` the records of a Kafka batch; `publishes_max` and
+    `feeds_max` what is under way at once, node-wide."""
 
     record_headers_max: int = 100
+    batch_records_max: int = RECORDS_MAX
     publishes_max: int = 4_096
     feeds_max: int = 10_000
 
@@ -144,6 +149,8 @@ class Counters(Protocol):
     def bytes_out_total(self) -> Counter: ...
     @property
     def subscriptions(self) -> Counter: ...
+    @property
+    def logins_throttled_total(self) -> Counter: ...
 
 
 class Pipeline:
@@ -159,8 +166,10 @@ class Pipeline:
         clock: Clock,
         metrics: Counters,
         options: PipelineOptions,
+        failed_logins: FailedLogins | None = None,
     ) -> None:
         self.broker, self.policy, self.chain, self.quotas = broker, policy, chain, quotas
+        self.failed_logins = failed_logins or FailedLogins(FailedLoginOptions(), clock.monotonic_ms)
         self.clock, self.metrics, self.options = clock, metrics, options
         self._audit = audit
         self._publishes = 0
@@ -171,13 +180,34 @@ class Pipeline:
     # The steps on the way in, in their order
 
     async def identify(self, credential: Credential, *, peer: str, protocol: str, listener: Listener, id: str) -> Session:
-        """1. Who this is; `id` is the request's or the connection's. Raises IdentityProblem."""
+        """1. Who this is; `id` is the request's or the connection's. Raises IdentityProblem, LoginsThrottled, StoreDamaged.
+
+        Where many have failed it waits, before or after the judgement: `security/identity/failed_logins.py` says how long.
+        """
+        logins, name, address = self.failed_logins, claimed_name(credential), address_of(peer)
         try:
+            if name is not None and (wait_ms := logins.wait_ms(address, name)):
+                self.metrics.logins_throttled_total.labels(protocol, "delayed").inc()
+                await asyncio.sleep(wait_ms / 1_000)
             principal = await self.chain.authenticate(credential, anonymous_allowed=listener.anonymous)
-        except IdentityProblem as refusal:
-            self._audit.record("identity", None, "identify", peer, "refused", f"{protocol}: {refusal}")
+        except LoginsThrottled as refusal:
+            self.metrics.logins_throttled_total.labels(protocol, "refused").inc()
+            if not refusal.told:
+                self.unidentified(refusal, peer=peer, protocol=protocol)
             raise
+        except SecurityError as refusal:
+            self.unidentified(refusal, peer=peer, protocol=protocol)
+            if name is not None and isinstance(refusal, IdentityProblem):
+                late_ms = logins.failed(address, name, guessed=isinstance(refusal, CredentialsInvalid))
+                await asyncio.sleep(late_ms / 1_000)
+            raise
+        if name is not None:
+            logins.succeeded(address, name)
         return Session(principal, peer, protocol, id)
+
+    def unidentified(self, refusal: SecurityError, *, peer: str, protocol: str, session: Session | None = None) -> None:
+        """Audits a log-in that failed, or the end of one that holds no longer; `session` is who it was before."""
+        self._audit.record("identity", session, "identify", peer, "refused", f"{protocol}: {refusal}")
 
     def authorise(self, session: Session, action: Action, topic: str = "") -> Decision:
         """2. All or some keys. AccessDenied for none, IdentityProblem where the credential holds no longer, IllegalTopicName."""

@@ -1,24 +1,28 @@
 """Whole batches on the way in: what a Kafka producer's request goes through, step by step as in `gateway/pipeline.py`.
 
 Each batch is refused for itself, in Kafka's manner, and those of one request that pass are one append: stored together, or none.
-Up to that append nothing waits, unless a quota makes it: so batches land in the order in which requests came.
+Up to that append nothing waits: so batches land in the order in which requests came. What follows it runs out of the commit
+itself, whoever asked being there or not: what is stored is audited.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import msgspec
 
 from broker.batch_errors import IllegalBatch
 from broker.batch_header import BatchHeader
 from broker.engine.base import Append, Appended, StateChange, Topic
-from broker.errors import BrokerError, UnknownPartition
-from broker.produced import Rules, check_produced, checked_keys, rules_of
+from broker.errors import BrokerError, Closed, Overloaded, UnknownPartition, UnknownTopic
+from broker.produced import Rules, check_produced, checked_keys, opens_slowly, rules_of, with_keys
 from broker.producers.producers import Admission, Duplicate
-from gateway.errors import Busy, GatewayError
+from broker.transactions.stability import Waiter
+from gateway.errors import Busy, GatewayError, bare
 from security.errors import AccessDenied, IdentityProblem, SecurityError
 from security.policy.model import Action, Decision
 from security.policy.quotas import Quota
@@ -29,12 +33,13 @@ if TYPE_CHECKING:
 
 RETRY_AFTER_MS = 100
 RULES_MAX = 1_024
+WAYS_MAX = 4_096
 
 # What one batch, or the append of all, may be refused with; anything else is a mistake of ours and ends the request.
 REFUSALS = (BrokerError, SecurityError, GatewayError)
 
 
-class ProducedBatch(msgspec.Struct, frozen=True, gc=False):
+class ProducedBatch(msgspec.Struct, frozen=True):
     """`batch` is one record batch as it was received; it is looked at before anything waits, and never after. `problem`: what it
     is refused with if only its partition is there."""
 
@@ -44,13 +49,66 @@ class ProducedBatch(msgspec.Struct, frozen=True, gc=False):
     problem: Exception | None = None
 
 
-class Produced(msgspec.Struct, gc=False):
-    """`error`, or where the batch landed. `append_time_ms` is -1 where records keep their producer's time."""
+class Produced(msgspec.Struct):
+    """`error`, bare of its frames, or where the batch landed. `append_time_ms` is -1 where records keep their producer's time."""
 
     error: Exception | None = None
     base_offset: int = -1
     append_time_ms: int = -1
     log_start: int = -1
+
+
+Opened: TypeAlias = Mapping[tuple[str, int], Sequence[bytes | None] | Exception]
+"""By topic and partition: the keys of a batch, or why it cannot be opened."""
+NOTHING_OPENED: Opened = MappingProxyType({})
+
+Done: TypeAlias = Callable[[Sequence[Produced], Exception | None], None]
+"""Hears the answers to a request, or what went wrong with all of it and should not have."""
+
+
+class UnopenedBatch(msgspec.Struct, frozen=True):
+    """`open` blocks, on whatever thread."""
+
+    rules: Rules
+    one: ProducedBatch
+
+    @property
+    def place(self) -> tuple[str, int]:
+        return self.one.topic, self.one.partition
+
+    def open(self) -> Sequence[bytes | None] | Exception:
+        try:
+            return checked_keys(self.rules, self.one.batch, wanted=True) or ()
+        except REFUSALS as refusal:
+            return bare(refusal)
+
+
+class Unopened(Exception):
+    """Batches whose keys have to be known, and which take too long to open on the event loop."""
+
+    def __init__(self, batches: Sequence[UnopenedBatch]) -> None:
+        self.batches = batches
+        super().__init__(f"{len(batches)} batches are to be opened first")
+
+
+async def open_all(batches: Sequence[UnopenedBatch]) -> dict[tuple[str, int], Sequence[bytes | None] | Exception]:
+    """Beside the event loop."""
+    return {batch.place: await asyncio.to_thread(batch.open) for batch in batches}
+
+
+class _Slow(Exception):
+    def __init__(self, batch: UnopenedBatch) -> None:
+        self.batch = batch
+
+
+class _Way(msgspec.Struct, frozen=True):
+    """What was found out about a session and a topic; good for this policy and this very `topic`: an altered one, or one made
+    again under the name, is another object. Whether the credential holds is asked each time."""
+
+    topic: Topic
+    epoch: int
+    decision: Decision
+    rules: Rules
 
 
 class _Append(msgspec.Struct, frozen=True):
@@ -69,6 +127,8 @@ class Producing:
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
         self._rules: dict[str, Rules] = {}
+        self._ways: dict[tuple[Session, str], _Way] = {}
+        self._counted: dict[str, tuple[Any, Any]] = {}  # of each protocol: records and bytes
         self._under_way = 0
 
     async def produce(
@@ -79,103 +139,160 @@ class Producing:
         durable: bool,
         transactional_id: str | None = None,
         joins: bool = False,
-    ) -> list[Produced]:
-        """One answer for each batch, in their order; with `durable` False it says where the batch is to land, no more.
+    ) -> Sequence[Produced]:
+        """`begin`, waited for. Who is cancelled meanwhile takes nothing back."""
+        future: asyncio.Future[Sequence[Produced]] = asyncio.get_running_loop().create_future()
 
-        `joins`: partitions join the transaction with their first batch (KIP-890). QuotaExceeded, Busy and IdentityProblem are
-        about the request, and are raised.
+        def done(produced: Sequence[Produced], error: Exception | None) -> None:
+            if future.done():
+                return
+            if error is None:
+                future.set_result(produced)
+            else:
+                future.set_exception(error)
+
+        opened: dict[tuple[str, int], Sequence[bytes | None] | Exception] = {}
+        while True:
+            try:
+                produced = self.begin(
+                    session,
+                    batches,
+                    done,
+                    durable=durable,
+                    transactional_id=transactional_id,
+                    joins=joins,
+                    charged=bool(opened),
+                    opened=opened,
+                )
+            except Unopened as unopened:
+                opened |= await open_all(unopened.batches)
+            else:
+                return await future if produced is None else produced
+
+    def begin(
+        self,
+        session: Session,
+        batches: Sequence[ProducedBatch],
+        done: Done,
+        *,
+        durable: bool,
+        transactional_id: str | None = None,
+        joins: bool = False,
+        charged: bool = False,
+        opened: Opened = NOTHING_OPENED,
+    ) -> Sequence[Produced] | None:
+        """One answer for each batch, in their order; with `durable` False it says where the batch is to land, no more. None where
+        something is to be waited for: then `done` is called once, on the loop's thread, after this has returned.
+
+        `joins`: partitions join the transaction with their first batch (KIP-890). QuotaExceeded, Busy, Overloaded and
+        IdentityProblem are about the request, of which nothing is stored, and are raised; so is Unopened, whose batches are
+        `opened` the next time. `charged`: its quotas were paid before it was asked to come again.
         """
-        self._admit(session, batches)
-        produced = [Produced() for _ in batches]
-        duplicates: list[tuple[Produced, Duplicate]] = []
-        passed = self._check(session, batches, produced, duplicates, transactional_id, joins)
-        if passed:
-            await self._append(passed, durable)
-        for answer, duplicate in duplicates:
-            await _settle(answer, duplicate)
-        self._acknowledge(session, batches, produced, passed)
-        return produced
+        self._admit(session, batches, charged)
+        request = _Request(self, session, batches, [Produced() for _ in batches], done, opened)
+        self._check(request, transactional_id, joins)
+        if request.passed:
+            self._append(request, durable)
+        if request.duplicates:
+            request.await_duplicates()
+        return None if request.open else self.acknowledge(request)
 
     # 3. Admit
 
-    def _admit(self, session: Session, batches: Sequence[ProducedBatch]) -> None:
+    def _admit(self, session: Session, batches: Sequence[ProducedBatch], charged: bool) -> None:
         pipeline = self._pipeline
         if self._under_way >= pipeline.options.publishes_max:
             raise Busy("pipeline.publishes_max", pipeline.options.publishes_max, RETRY_AFTER_MS)
-        if not pipeline.quotas.unlimited:
+        if not charged and not pipeline.quotas.unlimited:
             size = sum([len(one.batch) for one in batches])
             pipeline.charge(session, Quota.BYTES_IN, size)  # first: what waits for it is not charged as a request again
             pipeline.charge(session, Quota.REQUESTS, 1)
 
     # 2 and 4. Authorise, validate
 
-    def _check(
-        self,
-        session: Session,
-        batches: Sequence[ProducedBatch],
-        produced: Sequence[Produced],
-        duplicates: list[tuple[Produced, Duplicate]],
-        transactional_id: str | None,
-        joins: bool,
-    ) -> list[_Append]:
-        decisions: dict[str, Decision | AccessDenied] = {}
-        passed: list[_Append] = []
+    def _check(self, request: _Request, transactional_id: str | None, joins: bool) -> None:
+        session, several = request.session, len(request.batches) > 1
+        ways: dict[str, _Way | Exception] = {}
         named: set[tuple[str, int]] = set()
         now_ms = self._pipeline.clock.now_ms()
-        for one, answer in zip(batches, produced, strict=True):
+        unopened: list[UnopenedBatch] = []
+        for one, answer in zip(request.batches, request.produced, strict=True):
             try:
-                decision = decisions.get(one.topic)
-                if decision is None:
-                    decision = decisions[one.topic] = self._authorise(session, one.topic)
-                if isinstance(decision, AccessDenied):
-                    raise decision
-                if (place := (one.topic, one.partition)) in named:
-                    raise IllegalBatch("a partition that the request names twice")
-                named.add(place)
-                found = self._check_one(session, one, answer, decision, now_ms, transactional_id, joins)
-                if found is None:
-                    answer.error = one.problem
-                    continue
+                if several:
+                    way = self._way_once(ways, session, one.topic, now_ms)
+                    if (place := (one.topic, one.partition)) in named:
+                        raise IllegalBatch("a partition that the request names twice")
+                    named.add(place)
+                else:
+                    way = self._way(session, one.topic, now_ms)
+                found = self._check_one(request, one, answer, way, now_ms, transactional_id, joins)
             except IdentityProblem:
                 raise  # it is about the request, of which nothing is stored yet
             except REFUSALS as refusal:
-                answer.error = refusal
+                answer.error = bare(refusal)
                 continue
-            if isinstance(found, Duplicate):
-                duplicates.append((answer, found))
+            except _Slow as slow:
+                unopened.append(slow.batch)
+                continue
+            if found is None:
+                answer.error = one.problem
+            elif type(found) is Duplicate:
+                request.duplicates.append((answer, found))
             else:
-                passed.append(found)
-        return passed
+                request.passed.append(found)  # type: ignore[arg-type]  # mypy does not narrow by `type`
+        if unopened:
+            raise Unopened(unopened)
 
-    def _authorise(self, session: Session, topic: str) -> Decision | AccessDenied:
+    def _way_once(self, ways: dict[str, _Way | Exception], session: Session, topic: str, now_ms: int) -> _Way:
         """Once for each topic of a request: a refusal is audited once too."""
-        try:
-            return self._pipeline.authorise(session, Action.PUBLISH, topic)
-        except AccessDenied as denied:
-            return denied
+        found = ways.get(topic)
+        if found is None:
+            try:
+                found = self._way(session, topic, now_ms)
+            except (AccessDenied, UnknownTopic) as refusal:
+                found = bare(refusal)
+            ways[topic] = found
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def _way(self, session: Session, topic: str, now_ms: int) -> _Way:
+        """Authorised, now: as the last time where neither policy nor topic has changed since and the credential holds."""
+        pipeline, principal = self._pipeline, session.principal
+        way = self._ways.get((session, topic))
+        if way is not None and way.epoch == pipeline.policy.epoch and pipeline.broker.topics().get(topic) is way.topic:
+            pipeline.chain.still_valid(principal)
+            if principal.expires_at_ms is None or principal.expires_at_ms > now_ms:
+                return way
+        epoch = pipeline.policy.epoch
+        decision = pipeline.authorise(session, Action.PUBLISH, topic)
+        found = pipeline.broker.topic(topic)
+        if len(self._ways) >= WAYS_MAX:
+            self._ways.clear()
+        way = self._ways[session, topic] = _Way(found, epoch, decision, self._rules_of(found))
+        return way
 
     def _check_one(
         self,
-        session: Session,
+        request: _Request,
         one: ProducedBatch,
         answer: Produced,
-        decision: Decision,
+        way: _Way,
         now_ms: int,
         transactional_id: str | None,
         joins: bool,
     ) -> _Append | Duplicate | None:
-        topic = self._pipeline.broker.topic(one.topic)
+        topic, rules, decision = way.topic, way.rules, way.decision
         if not 0 <= one.partition < topic.partitions:
             raise UnknownPartition(topic.name, one.partition, topic.partitions)
         if one.problem is not None:
             return None
-        rules = self._rules_of(topic)
         header = check_produced(rules, one.batch, now_ms)
         keys = None
         if rules.compacted or decision.form is not Decision.ALL:
-            keys = checked_keys(rules, one.batch, wanted=True)
+            keys = _keys(request, one, rules, header)
             if keys is not None and decision.form is not Decision.ALL:
-                self._pipeline.check_keys(session, one.topic, keys, decision)
+                self._pipeline.check_keys(request.session, one.topic, keys, decision)
         admission = None
         if header.producer_id >= 0:
             producers = self._pipeline.broker.producers
@@ -192,66 +309,82 @@ class Producing:
         if found is None or found.topic is not topic:
             if len(self._rules) >= RULES_MAX:
                 self._rules.clear()
-            found = self._rules[topic.name] = rules_of(topic)
+            found = self._rules[topic.name] = rules_of(topic, self._pipeline.options.batch_records_max)
         return found
 
     # 5. Append
 
-    async def _append(self, passed: Sequence[_Append], durable: bool) -> None:
+    def _append(self, request: _Request, durable: bool) -> None:
         """One append for all; a refusal of it is the answer to each."""
-        numbered = any(one.admission is not None for one in passed)
-        self._under_way += 1
+        passed = request.passed
+        numbered = False
+        for one in passed:
+            numbered = numbered or one.admission is not None
         try:
             landed, waiter = self._pipeline.broker.submit(
-                [one.append for one in passed], durable=durable or numbered, changes=_Changes(passed) if numbered else ()
+                [one.append for one in passed],
+                durable=durable or numbered,
+                changes=_Changes(passed) if numbered else (),
+                told=request.told if durable else None,
             )
-            if numbered:
-                for one in passed:
-                    if one.admission is not None:
-                        one.admission.submitted(waiter)
-            if durable and waiter is not None:
-                # What producers number is decided by the waiter: a connection that goes away must not end it.
-                await (asyncio.shield(waiter) if numbered else waiter)
+        except Overloaded:
+            raise
         except REFUSALS as refusal:
             for one in passed:
-                one.produced.error = refusal
+                one.produced.error = bare(refusal)
             return
-        finally:
-            self._under_way -= 1
+        if durable:
+            self._under_way += 1
+            request.open += 1
+        if numbered:  # what producers number is decided by the waiter, whoever else hears of it
+            for one in passed:
+                if one.admission is not None:
+                    one.admission.submitted(waiter)
         for one, appended in zip(passed, landed, strict=True):
-            one.produced.base_offset = appended.base_offset
+            one.produced.base_offset, one.produced.log_start = appended.base_offset, appended.log_start
             if one.rules.dated_by_node:
                 one.produced.append_time_ms = appended.append_time_ms
 
+    def ended(self, request: _Request) -> None:
+        """An append has."""
+        self._under_way -= 1
+        request.close()
+
     # 6 and 7. Audit, acknowledge
 
-    def _acknowledge(
-        self, session: Session, batches: Sequence[ProducedBatch], produced: Sequence[Produced], passed: Sequence[_Append]
-    ) -> None:
-        pipeline = self._pipeline
+    def acknowledge(self, request: _Request) -> Sequence[Produced]:
+        session = request.session
         audited: dict[str, GatewayError | None] = {}
-        for one, answer in zip(batches, produced, strict=True):
-            if answer.error is not None:
-                continue
-            if one.topic not in audited:
-                audited[one.topic] = self._audit(session, one.topic)
-            answer.error = audited[one.topic]
-            answer.log_start = self._log_start(one)
+        for one, answer in zip(request.batches, request.produced, strict=True):
+            if answer.error is None:
+                if one.topic not in audited:
+                    audited[one.topic] = self._audit(session, one.topic)
+                answer.error = audited[one.topic]
+        if request.duplicates:
+            for one, answer in zip(request.batches, request.produced, strict=True):
+                answer.log_start = self._log_start(one)
         records = size = 0
-        for accepted in passed:
+        for accepted in request.passed:
             if accepted.produced.error is None:
                 records += accepted.header.count
-                size += accepted.header.size
+                size += len(accepted.append.batch)
         if records:
-            pipeline.metrics.records_in_total.labels(session.protocol).inc(records)
-            pipeline.metrics.bytes_in_total.labels(session.protocol).inc(size)
+            counted = self._counted.get(session.protocol) or self._count_for(session.protocol)
+            counted[0].inc(records)
+            counted[1].inc(size)
+        return request.produced
+
+    def _count_for(self, protocol: str) -> tuple[Any, Any]:
+        metrics = self._pipeline.metrics
+        found = self._counted[protocol] = (metrics.records_in_total.labels(protocol), metrics.bytes_in_total.labels(protocol))
+        return found
 
     def _audit(self, session: Session, topic: str) -> GatewayError | None:
         """What cannot be audited is not acknowledged."""
         try:
             self._pipeline.audit(session, Action.PUBLISH, topic)
         except GatewayError as refusal:
-            return refusal
+            return bare(refusal)
         return None
 
     def _log_start(self, one: ProducedBatch) -> int:
@@ -259,6 +392,17 @@ class Producing:
             return self._pipeline.broker.partition_offsets(one.topic, one.partition).log_start
         except BrokerError:  # deleted while the append was waited for
             return -1
+
+
+def _keys(request: _Request, one: ProducedBatch, rules: Rules, header: BatchHeader) -> Sequence[bytes | None] | None:
+    found = request.opened.get((one.topic, one.partition))
+    if found is None:
+        if opens_slowly(header):
+            raise _Slow(UnopenedBatch(rules, one))
+        return checked_keys(rules, one.batch, wanted=True)
+    if isinstance(found, Exception):
+        raise found
+    return with_keys(rules, found)  # the topic may have changed meanwhile
 
 
 class _Changes:
@@ -277,12 +421,60 @@ class _Changes:
         return changes
 
 
-async def _settle(answer: Produced, duplicate: Duplicate) -> None:
-    """A batch that came before: it is acknowledged when the first one is."""
-    try:
-        if duplicate.pending is not None:
-            await asyncio.shield(duplicate.pending)
-    except REFUSALS as refusal:
-        answer.error = refusal
-        return
-    answer.base_offset = duplicate.base_offset
+class _Request:
+    """The batches of one request on their way. `open`: appends that its answer waits for, its own and those of batches that came
+    before."""
+
+    __slots__ = ("_done", "_producing", "batches", "duplicates", "open", "opened", "passed", "produced", "session")
+
+    def __init__(
+        self,
+        producing: Producing,
+        session: Session,
+        batches: Sequence[ProducedBatch],
+        produced: Sequence[Produced],
+        done: Done,
+        opened: Opened,
+    ) -> None:
+        self._producing, self._done, self.opened = producing, done, opened
+        self.session, self.batches, self.produced = session, batches, produced
+        self.passed: list[_Append] = []
+        self.duplicates: list[tuple[Produced, Duplicate]] = []
+        self.open = 0
+
+    def told(self, error: Exception | None) -> None:
+        """How the append of those that passed ended."""
+        if error is not None:
+            for one in self.passed:
+                one.produced.error = bare(error)
+                one.produced.base_offset = one.produced.log_start = -1
+        self._producing.ended(self)
+
+    def await_duplicates(self) -> None:
+        """A batch that came before is acknowledged when the first one is."""
+        for answer, duplicate in self.duplicates:
+            if duplicate.pending is None:
+                answer.base_offset = duplicate.base_offset
+            else:
+                self.open += 1
+                duplicate.pending.add_done_callback(partial(self._settle, answer, duplicate))
+
+    def _settle(self, answer: Produced, duplicate: Duplicate, waiter: Waiter) -> None:
+        error = Closed() if waiter.cancelled() else waiter.exception()
+        if error is None:
+            answer.base_offset = duplicate.base_offset
+        else:
+            answer.error = bare(cast("Exception", error))
+        self.close()
+
+    def close(self) -> None:
+        """One that it waited for has ended."""
+        self.open -= 1
+        if self.open:
+            return
+        try:
+            produced = self._producing.acknowledge(self)
+        except Exception as error:  # a mistake of ours, which must not keep the client waiting
+            self._done((), error)
+        else:
+            self._done(produced, None)

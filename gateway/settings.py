@@ -89,6 +89,9 @@ class PipelineSection(Section, frozen=True, kw_only=True):
 
     record_headers_max: Count = 100
     """Headers of one record."""
+    batch_records_max: Count = 250_000
+    """Records of one batch of a Kafka producer; more is refused with MESSAGE_TOO_LARGE. Opening a batch takes time by their
+    number, and a few compressed bytes may hold millions."""
     publishes_max: Count = 4_096
     """Publish operations waiting for the log; one more is told to retry."""
     feeds_max: Count = 10_000
@@ -293,6 +296,13 @@ class KafkaSection(Section, frozen=True, kw_only=True):
     (queued.max.request.bytes)"""
     requests_in_flight_max: Count = 64
     """Requests of one connection under way; at the bound it is not read."""
+    fetch_bytes_max: Bytes = 16 * 1024 * 1024
+    """Batches of one answer to Fetch, whatever the client asks for; a single larger one comes all the same. (fetch.max.bytes)"""
+    fetch_sessions_max: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 1_000
+    """Fetch sessions of all clients; beyond it those go first that are not used, and clients without one name all their
+    partitions in each request. 0: there are none. (max.incremental.fetch.session.cache.slots)"""
+    fetch_session_partitions_max: Count = 100_000
+    """Partitions that all fetch sessions follow together, about 300 bytes each."""
     idle_ms: Milliseconds = 600_000
     """A connection without a request for so long is closed. (connections.max.idle.ms)"""
     auth_ms: Milliseconds = 30_000
@@ -342,6 +352,10 @@ class LimitsSection(Section, frozen=True, kw_only=True):
     """After a refusal, how long further bytes are read and thrown away: a reset would take the answer with it (RFC 9112, 9.6)."""
     drain_ms: Milliseconds = 10_000
     """At stop, how long requests under way may take to finish."""
+    freed_memory_bytes_max: Bytes = 8 * 1024 * 1024
+    """Freed memory that the node keeps for what comes next; what a peak leaves beyond it goes back to the system (glibc only)."""
+    freed_memory_check_ms: Milliseconds = 1_000
+    """How often that is looked at."""
 
 
 class PolicySection(Section, frozen=True, kw_only=True):
@@ -369,6 +383,29 @@ class UsersSection(Section, frozen=True, kw_only=True):
 
     users_max: Count = 10_000
     """Users kept."""
+    hashings_max: Count = 2
+    """Passwords salted at once, which takes some 10 ms of CPU for each; one more is told to retry."""
+
+
+class FailedLoginsSection(Section, frozen=True, kw_only=True):
+    """What failed log-ins do to the next ones, over all protocols. Nobody waits for what others do at other addresses."""
+
+    failures_free: Count = 10
+    """Failed log-ins of one name from one address before the next ones take turns."""
+    address_failures_free: Count = 100
+    """Wrong credentials from one address, whatever the names, before a name that has not logged in from there waits."""
+    name_failures_free: Count = 100
+    """Failed log-ins of one name from all addresses before its refusals are answered late."""
+    delay_ms: Milliseconds = 100
+    """The first such wait; each further failure doubles it."""
+    delay_ms_max: Milliseconds = 1_000
+    """The longest such wait, and how far apart turns are at most."""
+    wait_ms_max: Milliseconds = 4_000
+    """Who would wait for longer for a turn is refused with 429; Kafka clients are disconnected, and retry."""
+    window_ms: Milliseconds = 600_000
+    """Failures, and log-ins, are forgotten after so long without another."""
+    entries_max: Count = 10_000
+    """Addresses, names, names at an address that failed, and that logged in: so many of each are remembered, the newest."""
 
 
 class QuotasSection(Section, frozen=True, kw_only=True):

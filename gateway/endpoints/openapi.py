@@ -41,6 +41,7 @@ ALWAYS: tuple[type[Exception], ...] = (
 # ... and every one that asks who it is.
 IDENTIFIED: tuple[type[Exception], ...] = (
     security.IdentityProblem,
+    security.LoginsThrottled,
     security.AccessDenied,
     security.QuotaExceeded,
     security.KeyProblem,

@@ -69,6 +69,7 @@ class AuditLog:
         self._second = 0
         self._second_text = ""
         self._templates: dict[tuple[object, ...], tuple[str, str]] = {}
+        self._last: tuple[tuple[object, ...], str, str] = ((), "", "")
         self._writer = LineWriter(AppendedFile(path), name="audit", lines_max=lines_max, lossy=False)
 
     @property
@@ -78,9 +79,15 @@ class AuditLog:
 
     def record(self, event: str, session: Session | None, action: str, resource: str, outcome: str, reason: str = "") -> None:
         """Add one line; `session` is None before anybody is known. Raises `gateway.errors.Busy` when the disk takes none."""
-        if session is not None and not reason and _PLAIN.fullmatch(session.id):
+        same = (session, event, action, resource, outcome, reason)
+        last = self._last
+        if same == last[0]:  # a connection that publishes: only the time differs
+            line = f"{last[1]}{self._now()}{last[2]}"
+        elif session is not None and not reason and _PLAIN.fullmatch(session.id):
             begins, ends = self._template(event, session, action, resource, outcome)
-            line = f'{begins}{self._now()}{ends}{redacted(session.id)}"}}'
+            ends = f'{ends}{redacted(session.id)}"}}'
+            line = f"{begins}{self._now()}{ends}"
+            self._last = (same, begins, ends)
         else:
             line = _line(self._now(), event, session, "" if session is None else session.id, action, resource, outcome, reason)
         try:

@@ -53,15 +53,16 @@ class LineWriter:
         self._asleep = False
         self._hurry = 0
         self._closing = False
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         # A daemon: a disk that never answers must not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def put(self, line: bytes) -> None:
         """Add one line, without its newline. Raises `LinesFull` at the bound where nothing may be lost."""
-        with self._changed:
-            if self._full() and not self._await_room():
+        with self._lock:
+            if (self._closing or len(self._waiting) + self._writing >= self._lines_max) and not self._await_room():
                 self.dropped_lines += 1
                 return
             self._waiting.append(line)

@@ -144,6 +144,9 @@ class Metrics:
         self.records_out_total = self._counter("records_out", "Records delivered", "protocol")
         self.bytes_out_total = self._counter("bytes_out", "Bytes of keys, values and headers delivered", "protocol")
         self.refused_total = self._counter("refused", "Connections and requests refused", "protocol", "reason")
+        self.logins_throttled_total = self._counter(
+            "logins_throttled", "Log-ins delayed or refused since many had failed", "protocol", "outcome"
+        )
         self.connections = self._gauge("connections", "Open connections", "protocol")
         self.subscriptions = self._gauge("subscriptions", "Open subscriptions", "protocol")
         self.slow_readers_total = self._counter("slow_readers", "Times a reader was too slow and delivery paused", "protocol")

@@ -33,6 +33,7 @@ from gateway.endpoints.rest_options import RestOptions, SseOptions
 from gateway.endpoints.websocket_options import WebSocketOptions
 from gateway.pipeline import PipelineOptions
 from gateway.settings import Listener, NodeSection
+from security.identity.failed_logins import FailedLoginOptions
 from security.policy.mapping import PolicyInvalid
 
 
@@ -298,6 +299,7 @@ def sections(kind: type[msgspec.Struct]) -> list[type[msgspec.Struct]]:
         ("sse", SseOptions()),
         ("websocket", WebSocketOptions()),
         ("kafka", KafkaOptions()),
+        ("failed_logins", FailedLoginOptions()),
     ],
 )
 def test_settings_and_options_of_the_parts_agree(section: str, options: Any) -> None:

@@ -9,7 +9,16 @@ import pytest
 
 from broker.batch import read_header, split, walk
 from broker.errors import OffsetOutOfRange, UnknownPartition, UnknownTopic
-from gateway.fetching import FetchLimits, FetchWanted, PartitionRead
+from gateway.fetching import (
+    TOPIC_LOOKS,
+    TURN_BYTES,
+    TURN_LOOKS,
+    WATCHES_TURN,
+    FetchLimits,
+    FetchWanted,
+    Look,
+    PartitionRead,
+)
 from gateway.pipeline import Incoming
 from security.errors import AccessDenied, TokenRevoked
 from security.policy.quotas import RateLimit
@@ -225,3 +234,82 @@ class TestPlace:
             with pytest.raises(AccessDenied):
                 await place(session, topic, 0, "latest")
         assert (await place(await orders.session("eu-reader"), "orders", 0, "latest")).offset == 0
+
+
+class TestTurns:
+    """Of a request that names very many partitions, or reads very much, others see little."""
+
+    async def test_what_is_at_hand_is_answered_in_the_same_turn(self, orders: Any) -> None:
+        await publish(orders, "a")
+        session = await orders.session("subscriber")
+        found = orders.pipeline.fetching.begin(session, [FetchWanted("orders", 0, 0, 1 << 20)], WAITING)
+        assert isinstance(found, list)
+        assert seen(found[0]) == [(0, b"a")]
+
+    async def test_others_have_their_turn_after_so_many_topics(self, orders: Any) -> None:
+        session = await orders.session()
+        turns = 0
+
+        async def count() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        other = asyncio.create_task(count())
+        wanted = [FetchWanted(f"nowhere-{number}", 0, 0, 1) for number in range(1_000)]
+        reads = await orders.pipeline.fetching.fetch(session, wanted, AT_ONCE)
+        other.cancel()
+        assert turns > 1_000 * TOPIC_LOOKS // TURN_LOOKS - 2
+        assert all(isinstance(read.error, UnknownTopic) for read in reads)
+
+    async def test_others_have_their_turn_after_so_many_bytes(self, orders: Any) -> None:
+        session = await orders.session()
+        for partition in (0, 1):
+            for _ in range(2):
+                await orders.publish("orders", Incoming(None, bytes(TURN_BYTES // 2), partition=partition))
+        wanted = [FetchWanted("orders", partition, 0, 4 * TURN_BYTES) for partition in (0, 1)]
+        found = orders.pipeline.fetching.begin(session, wanted, FetchLimits(1, 8 * TURN_BYTES, 0))
+        assert not isinstance(found, list)
+        assert [len(seen(read)) for read in await found] == [2, 2]
+
+    async def test_only_partitions_of_what_woke_it_are_looked_at_again(
+        self, orders: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        await orders.engine.create_topic("others", 100, {})
+        session = await orders.session("subscriber")
+        wanted = [FetchWanted("others", number, 0, 1 << 20) for number in range(100)] + [FetchWanted("orders", 0, 0, 1 << 20)]
+        waiting = asyncio.create_task(orders.pipeline.fetching.fetch(session, wanted, WAITING))
+        await until_waiting(orders, waiting)
+        looked_at: list[str] = []
+        read = Look._read
+
+        def counted(self: Look, one: FetchWanted) -> PartitionRead | None:
+            looked_at.append(one.topic)
+            return read(self, one)
+
+        monkeypatch.setattr(Look, "_read", counted)
+        await publish(orders, "a")
+        assert seen((await waiting)[-1]) == [(0, b"a")]
+        assert looked_at == ["orders"]
+
+    async def test_a_commit_while_very_many_topics_begin_to_be_watched(self, orders: Any) -> None:
+        session = await orders.session("subscriber")
+        names = [f"topic-{number}" for number in range(2 * WATCHES_TURN)]
+        for name in names:
+            await orders.engine.create_topic(name, 1, {})
+        wanted = [FetchWanted(name, 0, 0, 1 << 20) for name in names]
+        waiting = asyncio.create_task(orders.pipeline.fetching.fetch(session, wanted, WAITING))
+        await until_waiting(orders, waiting, names[0])
+        await publish(orders, "a", topic=names[-1])
+        assert seen((await waiting)[-1]) == [(0, b"a")]
+        assert not orders.engine._watchers
+
+
+async def test_what_does_not_fit_any_more_is_not_read_in_vain(orders: Any) -> None:
+    await publish(orders, *"abcd")
+    await publish(orders, *"abcd", partition=1)
+    size = len((await orders.engine.fetch("orders", 0, 0, bytes_max=1)).batches[0].batch)
+    session = await orders.session("subscriber")
+    first, second = await fetch(orders, session, ("orders", 0, 0), ("orders", 1, 0), limits=FetchLimits(1, size + 10, 0))
+    assert (len(seen(first)), seen(second), second.high_watermark) == (4, [], 4)

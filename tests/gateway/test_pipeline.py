@@ -19,11 +19,13 @@ from security.errors import (
     AccessDenied,
     CredentialsInvalid,
     CredentialsMissing,
+    LoginsThrottled,
     QuotaExceeded,
     TokenExpired,
     TokenRevoked,
 )
 from security.identity.chain import BearerToken, NoCredential
+from security.identity.failed_logins import FailedLoginOptions, FailedLogins
 from security.policy.model import Action, Scope
 from security.policy.quotas import RateLimit
 from security.principal import Session
@@ -74,6 +76,78 @@ class TestIdentify:
             await door.pipeline.identify(BearerToken(token), peer="p", protocol="rest", listener=door.listener, id="x")
         assert door.audited[-1][0] == "identity"
         assert token not in str(door.audited)
+
+
+class TestFailedLogins:
+    """What they do to the next ones: `tests/security/identity/test_failed_logins.py`. Here: that every log-in is asked."""
+
+    def limit(self, door: Any, **options: int) -> None:
+        door.pipeline.failed_logins = FailedLogins(FailedLoginOptions(**options), door.clock.monotonic_ms)
+
+    async def identify(self, door: Any, token: str, peer: str = "192.0.2.1:1") -> Any:
+        return await door.pipeline.identify(BearerToken(token), peer=peer, protocol="rest", listener=door.listener, id="x")
+
+    async def test_who_is_not_heard_any_more_is_told_when_to_try_again_and_audited_once(self, door: Any) -> None:
+        self.limit(door, failures_free=1, delay_ms=60_000, delay_ms_max=60_000)
+        token = door.token()
+        for error in (CredentialsInvalid, LoginsThrottled, LoginsThrottled):
+            with pytest.raises(error):
+                await self.identify(door, "a wrong one")
+        assert [entry[0] for entry in door.audited] == ["identity", "identity"]
+        assert "too many log-ins" in door.audited[-1][-1]
+        assert door.count("logins_throttled_total", protocol="rest", outcome="refused") == 2
+        assert (await self.identify(door, token)).principal.kind == "service"
+        with pytest.raises(CredentialsInvalid):
+            await self.identify(door, "a wrong one", "192.0.2.2:1")
+
+    async def test_who_waits_is_judged_then(self, door: Any) -> None:
+        self.limit(door, failures_free=1, address_failures_free=1, delay_ms=1, delay_ms_max=1)
+        for _ in range(2):
+            with pytest.raises(CredentialsInvalid):
+                await self.identify(door, "a wrong one")
+        assert (await self.identify(door, door.token())).principal.kind == "service"  # at the address of a guesser
+        waited = door.count("logins_throttled_total", protocol="rest", outcome="delayed")
+        assert waited >= 1
+        token = door.token()
+        await self.identify(door, token)
+        await self.identify(door, token, "192.0.2.2:1")
+        assert door.count("logins_throttled_total", protocol="rest", outcome="delayed") == waited + 1
+
+    async def test_what_becomes_of_a_credential_while_it_waits_counts(self, door: Any) -> None:
+        self.limit(door, address_failures_free=1, delay_ms=50, delay_ms_max=50)
+        token = door.token()
+        with pytest.raises(CredentialsInvalid):
+            await self.identify(door, "a wrong one")
+        waiting = asyncio.create_task(self.identify(door, token))
+        await asyncio.sleep(0)
+        assert door.count("logins_throttled_total", protocol="rest", outcome="delayed") == 1
+        door.revoke(token)
+        with pytest.raises(TokenRevoked):
+            await waiting
+
+    async def test_an_expired_token_is_nobody_s_guess(self, door: Any) -> None:
+        self.limit(door, address_failures_free=1, delay_ms=60_000, delay_ms_max=60_000)
+        token = door.token(ttl_ms=1)
+        door.clock.ahead_ms += 10
+        with pytest.raises(TokenExpired):
+            await self.identify(door, token)
+        assert (await self.identify(door, door.token())).principal.kind == "service"
+        assert door.pipeline.failed_logins.stats().addresses == 0
+
+    async def test_nothing_offered_is_no_guess_either(self, door: Any) -> None:
+        for _ in range(3):
+            with pytest.raises(CredentialsMissing):
+                await door.pipeline.identify(NoCredential(), peer="p:1", protocol="rest", listener=door.listener, id="x")
+        assert door.pipeline.failed_logins.stats().pairs == 0
+
+    async def test_over_http(self, door: Any) -> None:
+        self.limit(door, failures_free=1, delay_ms=60_000, delay_ms_max=60_000)
+        assert (await door.get("/v1/whoami", token="wrong")).status == 401
+        answer = await door.get("/v1/whoami", token="wrong")
+        assert (answer.status, answer.slug) == (429, "logins-throttled")
+        assert int(answer.headers["retry-after"]) >= 60
+        assert answer.problem["retry_after_ms"] > 59_000
+        assert (await door.get("/v1/whoami")).status == 200
 
 
 class TestPublish:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import Any
 
 import pytest
 
-from broker.batch import Compression, Draft, build, read_header, walk
-from broker.batch_errors import CorruptBatch, IllegalBatch
+from broker.batch import Compression, Draft, build, keys, read_header, walk
+from broker.batch_errors import BatchTooLarge, CorruptBatch, IllegalBatch, TooManyRecords
 from broker.errors import UnknownPartition, UnknownTopic
+from broker.produced import OPENED_AT_ONCE_MAX
 from broker.producers.errors import OutOfOrderSequence
 from gateway.errors import Busy
 from gateway.pipeline import PipelineOptions
 from gateway.producing import Produced, ProducedBatch
-from security.errors import AccessDenied, QuotaExceeded, TokenRevoked
+from security.errors import AccessDenied, QuotaExceeded, TokenExpired, TokenRevoked
 from security.policy.quotas import RateLimit
 
 
@@ -181,3 +183,125 @@ async def test_a_revoked_token_ends_the_request(door: Any, now_ms: int) -> None:
     door.revoke(token)
     with pytest.raises(TokenRevoked):
         await produce(door, session, ("orders", 0, batch("a", at_ms=now_ms)))
+
+
+# What was found out for an earlier request is not believed when anything of it has changed
+
+
+async def test_a_token_revoked_between_requests_is_noticed(door: Any, now_ms: int) -> None:
+    token = door.token("publisher")
+    session = await door.session(token=token)
+    assert (await produce(door, session, ("orders", 0, batch("a", at_ms=now_ms))))[0].error is None
+    door.revoke(token)
+    with pytest.raises(TokenRevoked):
+        await produce(door, session, ("orders", 0, batch("b", at_ms=now_ms)))
+    assert len(await stored(door)) == 1
+
+
+async def test_a_token_that_expires_between_requests_is_noticed(door: Any, now_ms: int) -> None:
+    session = await door.session("publisher", ttl_ms=1_000)
+    assert (await produce(door, session, ("orders", 0, batch("a", at_ms=now_ms))))[0].error is None
+    door.clock.ahead_ms += 1_000
+    with pytest.raises(TokenExpired):
+        await produce(door, session, ("orders", 0, batch("b", at_ms=now_ms)))
+    assert len(await stored(door)) == 1
+
+
+async def test_a_changed_policy_is_noticed(door: Any, now_ms: int) -> None:
+    door.grant({"writer": [{"actions": ["publish"], "topic": "orders"}]})
+    session = await door.session("writer")
+    assert (await produce(door, session, ("orders", 0, batch("a", at_ms=now_ms))))[0].error is None
+    door.grant({"writer": [{"actions": ["publish"], "topic": "readings"}]})
+    [refused] = await produce(door, session, ("orders", 0, batch("b", at_ms=now_ms)))
+    assert isinstance(refused.error, AccessDenied)
+    assert len(await stored(door)) == 1
+
+
+async def test_a_topic_that_was_made_again_or_altered_is_noticed(door: Any, now_ms: int) -> None:
+    session = await door.session("publisher")
+    assert (await produce(door, session, ("orders", 1, batch("a", at_ms=now_ms))))[0].error is None
+    await door.pipeline.broker.delete_topic("orders")
+    [gone] = await produce(door, session, ("orders", 1, batch("b", at_ms=now_ms)))
+    assert isinstance(gone.error, UnknownTopic)
+    await door.engine.create_topic("orders", 1, {})
+    [fewer] = await produce(door, session, ("orders", 1, batch("b", at_ms=now_ms)))
+    assert isinstance(fewer.error, UnknownPartition)
+    [again] = await produce(door, session, ("orders", 0, batch("b", at_ms=now_ms)))
+    assert (again.error, again.base_offset) == (None, 0)
+    await door.engine.alter_topic("orders", configs={"max.message.bytes": "70"})
+    [altered] = await produce(door, session, ("orders", 0, batch("b" * 100, at_ms=now_ms)))
+    assert isinstance(altered.error, BatchTooLarge)
+
+
+async def test_sessions_do_not_share_what_was_found_out(door: Any, now_ms: int) -> None:
+    allowed, stranger = await door.session("publisher"), await door.session("subscriber")
+    for session, refused in ((allowed, type(None)), (stranger, AccessDenied), (allowed, type(None))):
+        [answer] = await produce(door, session, ("orders", 0, batch("a", at_ms=now_ms)))
+        assert type(answer.error) is refused
+
+
+async def test_what_is_kept_of_sessions_and_topics_is_bounded(door: Any, now_ms: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.producing.WAYS_MAX", 2)
+    for _ in range(5):
+        session = await door.session("publisher")
+        assert (await produce(door, session, ("orders", 0, batch("a", at_ms=now_ms))))[0].error is None
+        assert len(door.pipeline.producing._ways) <= 2
+
+
+# Whoever asked may be gone
+
+
+async def test_what_is_stored_is_audited_whoever_is_still_there(door: Any, now_ms: int) -> None:
+    session = await door.session("publisher")
+    under_way = asyncio.create_task(produce(door, session, ("orders", 0, batch("a", at_ms=now_ms))))
+    await asyncio.sleep(0)
+    under_way.cancel()
+    await door.until(lambda: [entry[2:5] for entry in door.audited if entry[0] == "access"] == [("publish", "orders", "allowed")])
+    assert door.count("records_in_total", protocol="rest") == 1
+    assert len(await stored(door)) == 1
+
+
+async def test_a_mistake_after_the_append_reaches_whoever_asked(door: Any, now_ms: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("a mistake")
+
+    session = await door.session("publisher")
+    monkeypatch.setattr(door.pipeline, "audit", broken)
+    with pytest.raises(RuntimeError):
+        await produce(door, session, ("orders", 0, batch("a", at_ms=now_ms)))
+    monkeypatch.undo()
+    [answer] = await produce(door, session, ("orders", 0, batch("b", at_ms=now_ms)))
+    assert (answer.error, answer.base_offset) == (None, 1)
+
+
+# Batches that take long to open
+
+
+async def test_more_records_than_a_batch_may_have(open_door: Any) -> None:
+    door = open_door(pipeline=PipelineOptions(batch_records_max=2))
+    await door.engine.create_topic("orders", 1, {})
+    now_ms, session = door.clock.now_ms(), await door.session()
+    [two] = await produce(door, session, ("orders", 0, batch("a", "b", at_ms=now_ms)))
+    [three] = await produce(door, session, ("orders", 0, batch("a", "b", "c", at_ms=now_ms)))
+    assert two.error is None
+    assert isinstance(three.error, TooManyRecords)
+    assert "pipeline.batch_records_max" in str(three.error)
+
+
+async def test_they_are_opened_beside_the_event_loop(door: Any, now_ms: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    await door.engine.create_topic("compacted", 1, {"cleanup.policy": "compact"})
+    session, threads = await door.session("publisher"), []
+
+    def noting(data: Any) -> list[bytes | None]:
+        threads.append(threading.get_ident() == here)
+        return keys(data)
+
+    here = threading.get_ident()
+    monkeypatch.setattr("broker.produced.keys", noting)
+    many = build([(now_ms, b"%d" % number, b"v", ()) for number in range(OPENED_AT_ONCE_MAX + 1)])
+    few = build([(now_ms, b"k", b"v", ())])
+    keyless = batch("a", None, at_ms=now_ms)
+    answers = [(await produce(door, session, ("compacted", 0, one)))[0] for one in (few, many, batch("a", at_ms=now_ms), keyless)]
+    assert threads == [True, False, False, False]
+    assert [type(one.error) for one in answers] == [type(None)] * 3 + [IllegalBatch]
+    assert [one.base_offset for one in answers] == [0, 1, 1 + OPENED_AT_ONCE_MAX + 1, -1]

@@ -12,9 +12,10 @@ if TYPE_CHECKING:
 
 
 class Call:
-    """`connection` is for closing it and for its authentication; `request_id` names the request in the node's log."""
+    """`connection` is for closing it and for its authentication; `request_id` names the request in the node's log; `began_s` is
+    when its turn came, by the loop's clock."""
 
-    __slots__ = ("_session", "api", "client_id", "connection", "correlation_id", "node", "version")
+    __slots__ = ("_session", "api", "began_s", "client_id", "connection", "correlation_id", "node", "version")
 
     def __init__(
         self,
@@ -25,10 +26,12 @@ class Call:
         version: int,
         correlation_id: int,
         client_id: str | None,
+        began_s: float,
     ) -> None:
         self.node, self.connection, self._session = node, connection, session
         self.api, self.version = api, version
         self.correlation_id, self.client_id = correlation_id, client_id
+        self.began_s = began_s
 
     @property
     def session(self) -> Session:

@@ -8,11 +8,13 @@ from gateway.endpoints.kafka.authorized_operations import NOT_ASKED, on_cluster
 from gateway.endpoints.kafka.call import Call
 from gateway.endpoints.kafka.operation import Answer, Operation
 from gateway.wire.kafka.error_codes import ErrorCode
+from security.policy.quotas import Quota
 
 BROKERS = 1  # the type of endpoint that clients ask for; 2 are controllers
 
 
 async def describe_cluster(call: Call, request: Any) -> Answer:
+    call.node.pipeline.charge(call.session, Quota.REQUESTS, 1)
     if getattr(request, "endpoint_type", BROKERS) != BROKERS:
         return {
             "error_code": ErrorCode.MISMATCHED_ENDPOINT_TYPE,

@@ -19,6 +19,7 @@ from gateway.endpoints.kafka.described_config import ConfigKind, Described
 from gateway.endpoints.kafka.operation import Operation
 from gateway.endpoints.kafka.refusal import REFUSED, Refusal, told
 from gateway.endpoints.kafka.topic_configs import FIXED, kind_of, listed, settable, topic_configs
+from gateway.endpoints.kafka.turns import in_turns
 from gateway.wire.kafka.error_codes import ErrorCode
 from security.policy.model import Action
 
@@ -45,7 +46,7 @@ class Change(IntEnum):
 
 async def describe_configs(call: Call, request: Any) -> dict[str, Any]:
     results = []
-    for asked in {(one.resource_type, one.resource_name): one for one in request.resources}.values():
+    async for asked in in_turns({(one.resource_type, one.resource_name): one for one in request.resources}.values()):
         result: dict[str, Any] = {
             "error_code": 0,
             "error_message": None,
@@ -148,7 +149,7 @@ Changes = Callable[[Any, Mapping[str, str]], dict[str, str | None]]
 async def _alter(call: Call, request: Any, changes: Changes) -> dict[str, Any]:
     times = Counter((one.resource_type, one.resource_name) for one in request.resources)
     answers = []
-    for asked in {(one.resource_type, one.resource_name): one for one in request.resources}.values():
+    async for asked in in_turns({(one.resource_type, one.resource_name): one for one in request.resources}.values()):
         answer = {
             "error_code": 0,
             "error_message": None,

@@ -1,6 +1,9 @@
 """One connection of a Kafka client: frames in, answers out in the order of the requests.
 
-    bytes -> frame -> header -> row of the table -> task -> slot in the queue of answers -> written when it is the first
+    bytes -> frame -> header -> row of the table -> handler -> slot in the queue of answers -> written when it is the first
+
+Handlers of Produce and Fetch begin in the turn in which the bytes came; a task is made where they have to wait for several
+things, and for every other request. What is answered in one turn leaves in one write.
 
 Produce, Fetch and Metadata of one connection may be under way together; every other request has the connection to itself, so
 that nothing a client pipelined is seen to happen in another order than on Apache Kafka, which works on one request at a time.
@@ -18,7 +21,8 @@ import asyncio
 import logging
 import ssl
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any, Protocol, cast
 
 from uuid_utils import uuid7
@@ -26,17 +30,21 @@ from uuid_utils import uuid7
 from gateway.endpoints.kafka.api_versions import API_VERSIONS, unsupported
 from gateway.endpoints.kafka.authentication import Authentication
 from gateway.endpoints.kafka.call import Call
-from gateway.endpoints.kafka.node import KafkaNode
-from gateway.endpoints.kafka.operation import Operation
-from gateway.endpoints.kafka.serving import PROTOCOL, Ended, serve
+from gateway.endpoints.kafka.held_back import HeldBack
+from gateway.endpoints.kafka.node import PROTOCOL, KafkaNode
+from gateway.endpoints.kafka.operation import Answer, Later, Operation
+from gateway.endpoints.kafka.serving import Ended, answered, awaited, begin, refused, serve
 from gateway.pipeline import Listener
 from gateway.wire.kafka import messages
 from gateway.wire.kafka.errors import MessageInvalid
-from gateway.wire.kafka.framing import LARGE_BYTES, Frames, FrameTooLarge
-from gateway.wire.kafka.request_header import read_header, read_key
+from gateway.wire.kafka.framing import FIRST_BYTES, LARGE_BYTES, Frames, FrameTooLarge
+from gateway.wire.kafka.request_header import read_key, read_rest
 from security.errors import IdentityProblem
 
 TURN_FRAMES_MAX = 64  # requests of one connection begun before others have their turn
+OPEN_REQUESTS_MAX = 100  # of somebody who has not said who it is: clients send five
+# As fast a large request comes while others wait for the memory that it was promised: one above a mebibyte, and any other.
+LARGE_BYTES_PER_S_MIN, BYTES_PER_S_MIN = 1024 * 1024, 64 * 1024
 
 logger = logging.getLogger(__name__)
 
@@ -52,10 +60,10 @@ class Open(Protocol):
 class Slot:
     """The place of one answer. `parts` is None until it is there, and empty where the client wants none."""
 
-    __slots__ = ("held_bytes", "operation", "parts", "task")
+    __slots__ = ("call", "held_bytes", "operation", "parts", "task")
 
-    def __init__(self, operation: Operation | None, held_bytes: int = 0) -> None:
-        self.operation, self.held_bytes = operation, held_bytes
+    def __init__(self, call: Call | None, operation: Operation | None, held_bytes: int = 0) -> None:
+        self.call, self.operation, self.held_bytes = call, operation, held_bytes
         self.parts: list[Any] | None = None
         self.task: asyncio.Task[None] | None = None
 
@@ -76,7 +84,10 @@ class KafkaProtocol(asyncio.BufferedProtocol):
         self._connections, self._connections_max, self._begun = connections, connections_max, begun
         self._write_stall_s = write_stall_ms / 1_000
         self._loop = asyncio.get_running_loop()
+        self.now_s = self._loop.time
         self._frames = Frames(node.options.open_request_bytes_max, self._admit)
+        self._open_requests = 0
+        self._large_seen = (0.0, 0)  # when the large request under way was looked at last, and how much had come
         self._waiting: memoryview | None = None  # a whole frame whose turn has not come
         self._slots: deque[Slot] = deque()
         self._held_bytes = 0
@@ -89,6 +100,7 @@ class KafkaProtocol(asyncio.BufferedProtocol):
         self.peer, self.local = "", ("", 0)
         self.id = str(uuid7())
         self.authentication = Authentication(self)
+        self.held_back: HeldBack | None = None
 
     # The transport's calls
 
@@ -117,7 +129,7 @@ class KafkaProtocol(asyncio.BufferedProtocol):
         return self._frames.buffer()
 
     def buffer_updated(self, nbytes: int) -> None:
-        self._active_at = self._loop.time()
+        self._active_at = self.now_s()
         self._frames.updated(nbytes)
         if self._more is None:
             self._work()
@@ -141,6 +153,7 @@ class KafkaProtocol(asyncio.BufferedProtocol):
             if slot.task is not None:
                 slot.task.cancel()
         self.node.memory.forget(self._again)
+        self.node.fetch_sessions.forget(self)
         self._give_back(self._held_bytes)
         self.authentication.ended()
 
@@ -161,12 +174,20 @@ class KafkaProtocol(asyncio.BufferedProtocol):
             for _ in range(TURN_FRAMES_MAX):
                 if self._closing or self._draining or not self._begin_next():
                     break
+                if self._waiting is None and not self._frames.partial:
+                    break
             else:
-                self._more = self._loop.call_soon(self._work)
+                self._again()
         except FrameTooLarge as refusal:
             self.cut("request-too-large", str(refusal))
         except MessageInvalid as refusal:
             self.cut("request-malformed", str(refusal))
+        except Ended as end:
+            self.cut(end.reason, end.detail)
+        if self._slots and self._slots[0].parts is not None and self._writing is None:
+            self._write_ready()
+            if self._waiting is not None:
+                self._again()
         self._frames.settle()
         if not self._closing:
             self._read_or_not()
@@ -192,32 +213,76 @@ class KafkaProtocol(asyncio.BufferedProtocol):
             return not self._closing
         if self._slots and not self._together(operation):
             return False
-        header = read_header(frame)
+        client_id, begin_at = read_rest(frame, api, version)
         self._waiting = None
-        call = Call(self.node, self, self.authentication.session, api, version, correlation_id, header.client_id)
-        self._begin(Slot(operation, len(frame)), serve, call, operation, frame[header.end :])
+        session = self.authentication.session
+        if session is None and not self._may_ask_more():
+            return False
+        call = Call(self.node, self, session, api, version, correlation_id, client_id, self._active_at)
+        slot = self._enter(Slot(call, operation, len(frame)))
+        if operation.raw and session is not None:
+            self._begin_raw(slot, call, operation, frame[begin_at:])
+        else:
+            call.began_s = self.now_s()
+            self._begin_task(slot, serve, call, operation, frame[begin_at:])
         return True
+
+    def _may_ask_more(self) -> bool:
+        self._open_requests += 1
+        if self._open_requests > OPEN_REQUESTS_MAX:
+            self.cut("unauthenticated", f"more than {OPEN_REQUESTS_MAX} requests, and it has not said who it is")
+        return not self._closing
 
     def _together(self, operation: Operation) -> bool:
         if self.authentication.session is None or not (operation.raw or operation.overlaps):
             return False
-        others = [slot.operation for slot in self._slots]
-        return all(other is not None and (other.raw or other.overlaps) for other in others)
+        for slot in self._slots:
+            other = slot.operation
+            if other is None or not (other.raw or other.overlaps) or (other.waits and operation.waits):
+                return False
+        return True
 
     def _begin_token(self, frame: memoryview) -> bool:
         """After SaslHandshake 0 tokens come without a header, and so do the answers (before KIP-152)."""
         if self._slots:
             return False
         self._waiting = None
-        self._begin(Slot(None, len(frame)), self._serve_token, bytes(frame))
+        self._begin_task(self._enter(Slot(None, None, len(frame))), self._serve_token, bytes(frame))
         return True
 
-    def _begin(self, slot: Slot, work: Callable[..., Awaitable[list[Any]]], *arguments: Any) -> None:
+    def _enter(self, slot: Slot) -> Slot:
         if slot.held_bytes <= LARGE_BYTES:  # above, it was counted when it began to come
             self._held_bytes += slot.held_bytes
             self.node.memory.take(slot.held_bytes)
         self._slots.append(slot)
+        return slot
+
+    def _begin_raw(self, slot: Slot, call: Call, operation: Operation, body: memoryview) -> None:
+        begun: Any = begin(call, operation, body)
+        if type(begun) is list:
+            slot.parts = begun
+        elif type(begun) is Later:
+            begun.then = partial(self._settled, slot)
+        else:
+            coming: Coroutine[Any, Any, Answer] = begun
+            task = self._begin_task(slot, awaited, call, operation, coming)
+            task.add_done_callback(lambda _: coming.close())  # where the task was cancelled before it ran
+
+    def _settled(self, slot: Slot, answer: Answer, error: Exception | None) -> None:
+        """What came later is there."""
+        call, operation = slot.call, slot.operation
+        assert call is not None
+        assert operation is not None
+        try:
+            slot.parts = answered(call, operation, answer) if error is None else refused(call, operation, error)
+        except Ended as end:
+            self.cut(end.reason, end.detail)
+            return
+        self._answer()
+
+    def _begin_task(self, slot: Slot, work: Callable[..., Awaitable[list[Any]]], *arguments: Any) -> asyncio.Task[None]:
         slot.task = self._loop.create_task(self._kept(slot, work, arguments))
+        return slot.task
 
     async def _kept(self, slot: Slot, work: Callable[..., Awaitable[list[Any]]], arguments: tuple[Any, ...]) -> None:
         try:
@@ -262,23 +327,30 @@ class KafkaProtocol(asyncio.BufferedProtocol):
     def _write(self) -> None:
         """Write what is next and there, then begin what waited for it."""
         self._writing = None
+        self._write_ready()
+        if self._waiting is not None and not self._closing and self._more is None:
+            self._work()
+
+    def _write_ready(self) -> None:
+        slots = self._slots
         pieces: list[Any] = []
         free_bytes = 0
-        while self._slots and (parts := self._slots[0].parts) is not None:
-            free_bytes += self._slots.popleft().held_bytes
+        while slots and (parts := slots[0].parts) is not None:
+            free_bytes += slots.popleft().held_bytes
             pieces += parts
         if self._closing:
             return
         if pieces:
-            self._active_at = self._loop.time()
-            self.transport.writelines(pieces)
+            self._active_at = self.now_s()
+            if len(pieces) == 1:
+                self.transport.write(pieces[0])
+            else:
+                self.transport.writelines(pieces)
         self._give_back(free_bytes)
         if self.authentication.session is not None:
             self._frames.bytes_max = self.node.options.request_bytes_max
-        if self._draining and not self._slots:
+        if self._draining and not slots:
             self.close()
-        else:
-            self._work()
 
     # Bounds
 
@@ -316,16 +388,29 @@ class KafkaProtocol(asyncio.BufferedProtocol):
         elif self._stalled_since is not None and now - self._stalled_since > self._write_stall_s:
             self.cut("write-stalled", "the client does not read")
             self.transport.abort()
-        elif self._frames.held_bytes and self.node.memory.short and now - self._large_since > pause_s:
+        elif self._frames.held_bytes and self.node.memory.short and self._comes_slowly(now, pause_s):
             self.cut("request-timeout", "a large request comes too slowly while others wait for its memory")
+        elif self.authentication.session is None and now - self._opened_at > options.auth_ms / 1_000:
+            self.cut("auth-timeout", "it has not said who it is")  # whatever it asks besides
         elif self._slots:
             self._active_at = now
-        elif self.authentication.session is None and now - self._opened_at > options.auth_ms / 1_000:
-            self.cut("auth-timeout", "it has not said who it is")
         elif self._frames.partial and self._reading and now - self._active_at > pause_s:
             self.cut("request-timeout", "a request was begun and not ended")
         elif now - self._active_at > options.idle_ms / 1_000:
             self.close()
+
+    def _comes_slowly(self, now: float, pause_s: float) -> bool:
+        """It was promised its memory by what it announced alone."""
+        if now - self._large_since > pause_s:
+            return True
+        at, come = self._large_seen
+        if at < self._large_since:
+            self._large_seen = (now, self._frames.large_come)
+        elif now - at > 1:
+            self._large_seen = (now, self._frames.large_come)
+            pace = LARGE_BYTES_PER_S_MIN if self._frames.large_size > FIRST_BYTES else BYTES_PER_S_MIN
+            return self._frames.large_come - come < pace * (now - at)
+        return False
 
     # The end
 

@@ -9,15 +9,18 @@ from gateway.endpoints.kafka.call import Call
 from gateway.endpoints.kafka.fetch import LEADER_EPOCH
 from gateway.endpoints.kafka.operation import Operation
 from gateway.endpoints.kafka.refusal import REFUSED, Refusal, told
+from gateway.endpoints.kafka.turns import in_turns
 from gateway.wire.kafka.error_codes import ErrorCode
+from security.policy.quotas import Quota
 
 UNDEFINED = -1
 
 
 async def offset_for_leader_epoch(call: Call, request: Any) -> dict[str, Any]:
+    call.node.pipeline.charge(call.session, Quota.REQUESTS, 1)
     topics = [
-        {"topic": topic.topic, "partitions": [await _answer(call, topic.topic, one) for one in topic.partitions]}
-        for topic in request.topics
+        {"topic": topic.topic, "partitions": [await _answer(call, topic.topic, one) async for one in in_turns(topic.partitions)]}
+        async for topic in in_turns(request.topics)
     ]
     return {"topics": topics}
 

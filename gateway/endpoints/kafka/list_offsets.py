@@ -14,8 +14,10 @@ from gateway.endpoints.kafka.call import Call
 from gateway.endpoints.kafka.fetch import LEADER_EPOCH
 from gateway.endpoints.kafka.operation import Operation
 from gateway.endpoints.kafka.refusal import REFUSED, Refusal, told
+from gateway.endpoints.kafka.turns import in_turns
 from gateway.fetching import Place, PlaceAt
 from gateway.wire.kafka.error_codes import ErrorCode
+from security.policy.quotas import Quota
 
 LATEST, EARLIEST, NEWEST, EARLIEST_LOCAL, LATEST_TIERED, EARLIEST_PENDING = -1, -2, -3, -4, -5, -6
 READ_COMMITTED = 1
@@ -26,6 +28,7 @@ _NONE = Place(-1)
 
 
 async def list_offsets(call: Call, request: Any) -> dict[str, Any]:
+    call.node.pipeline.charge(call.session, Quota.REQUESTS, 1)
     read_committed = getattr(request, "isolation_level", 0) == READ_COMMITTED
     seen: set[tuple[str, int]] = set()
     twice: set[tuple[str, int]] = set()
@@ -34,10 +37,10 @@ async def list_offsets(call: Call, request: Any) -> dict[str, Any]:
             place = (topic.name, one.partition_index)
             (twice if place in seen else seen).add(place)
     topics = []
-    for topic in request.topics:
+    async for topic in in_turns(request.topics):
         answers = [
             await _answer(call, topic.name, one, read_committed, twice=(topic.name, one.partition_index) in twice)
-            for one in topic.partitions
+            async for one in in_turns(topic.partitions)
         ]
         topics.append({"name": topic.name, "partitions": answers})
     return {"topics": topics}

@@ -11,6 +11,7 @@ from typing import Any
 from gateway.endpoints.kafka.call import Call
 from gateway.endpoints.kafka.operation import Operation
 from gateway.endpoints.kafka.refusal import REFUSED, told
+from gateway.endpoints.kafka.turns import in_turns
 from security.policy.model import Action
 
 LOG_DIR = "sealed-log"
@@ -25,8 +26,9 @@ async def describe_log_dirs(call: Call, request: Any) -> dict[str, Any]:
         asked = None if request.topics is None else {one.topic: frozenset(one.partitions) for one in request.topics}
         topics = [
             {"name": topic.name, "partitions": partitions}
-            for topic in pipeline.list_topics(call.session)
+            async for topic in in_turns(pipeline.list_topics(call.session))
             if (asked is None or topic.name in asked)
+            and topic.name in pipeline.broker.topics()  # it may have gone meanwhile
             and (partitions := _partitions(pipeline.broker.sizes(topic.name), None if asked is None else asked[topic.name]))
         ]
     except REFUSED as error:

@@ -17,9 +17,11 @@ from gateway.endpoints.kafka.authorized_operations import NOT_ASKED, on_cluster,
 from gateway.endpoints.kafka.call import Call
 from gateway.endpoints.kafka.operation import Answer, Operation
 from gateway.endpoints.kafka.refusal import REFUSED, Refusal, told
+from gateway.endpoints.kafka.turns import in_turns
 from gateway.wire.kafka.error_codes import ErrorCode
 from security.errors import AccessDenied
 from security.policy.model import Action
+from security.policy.quotas import Quota
 
 LEADER_EPOCH = 0
 IDS_FROM = 12  # the id in requests of 10 and 11 was a mistake in the schema (KAFKA-10729)
@@ -31,9 +33,11 @@ async def metadata(call: Call, request: Any) -> Answer:
     asked = request.topics
     everything = asked is None or (call.version == 0 and not asked)
     if everything:
-        topics = [_found(call, request, topic) for topic in call.node.pipeline.list_topics(call.session)]
+        topics = [_found(call, request, topic) async for topic in in_turns(call.node.pipeline.list_topics(call.session))]
     else:
-        topics = [await _asked(call, request, one) for one in dict.fromkeys(asked)]
+        call.node.pipeline.charge(call.session, Quota.REQUESTS, 1)
+        once = {one.name if one.name is not None else one: one for one in asked}  # whatever ids come with a name
+        topics = [await _asked(call, request, one) async for one in in_turns(once.values())]
     cluster_operations = getattr(request, "include_cluster_authorized_operations", False)
     return {
         "brokers": [{"node_id": call.node.node_id, "host": host, "port": port}],
@@ -108,17 +112,21 @@ def _partition(call: Call, number: int) -> dict[str, Any]:
 async def describe_topic_partitions(call: Call, request: Any) -> Answer:
     """By name, in their order, at most as many partitions as asked for; the cursor says where the next answer goes on."""
     names = sorted({topic.name for topic in request.topics})
-    if not names:
+    if names:
+        call.node.pipeline.charge(call.session, Quota.REQUESTS, 1)
+    else:
         names = [topic.name for topic in call.node.pipeline.list_topics(call.session)]
     first = 0
     if request.cursor is not None:
         names = [name for name in names if name >= request.cursor.topic_name]
         first = request.cursor.partition_index if names and names[0] == request.cursor.topic_name else 0
-    if first < 0 or request.response_partition_limit < 1:
-        raise Refusal(ErrorCode.INVALID_REQUEST, "the cursor's partition or the limit is below what it can be")
-    left = min(request.response_partition_limit, PARTITIONS_TOLD_MAX)
+    if first < 0:
+        invalid = int(ErrorCode.INVALID_REQUEST)
+        asked_for = dict.fromkeys([topic.name for topic in request.topics])
+        return {"topics": [{"error_code": invalid, "name": name, "partitions": ()} for name in asked_for], "next_cursor": None}
+    left = min(max(request.response_partition_limit, 1), PARTITIONS_TOLD_MAX)
     topics: list[dict[str, Any]] = []
-    for name in names:
+    async for name in in_turns(names):
         if left <= 0:
             return {"topics": topics, "next_cursor": {"topic_name": name, "partition_index": 0}}
         told_of = _described(call, name)
@@ -139,7 +147,8 @@ def _described(call: Call, name: str) -> dict[str, Any]:
         partitions = [partition | empty for partition in found["partitions"]]
         return found | {"partitions": partitions, "topic_authorized_operations": on_topic(call, name)}
     except REFUSED as error:
-        return {"error_code": told(error)[0], "name": name, "partitions": ()}
+        operations = on_topic(call, name) if isinstance(error, UnknownTopic) else NOT_ASKED
+        return {"error_code": told(error)[0], "name": name, "partitions": (), "topic_authorized_operations": operations}
 
 
 OPERATIONS = (

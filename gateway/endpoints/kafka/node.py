@@ -7,14 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 from broker.broker import Broker
 from broker.seams import Clock
+from gateway.endpoints.kafka.fetch_sessions import FetchSessions
 from gateway.endpoints.kafka.options import KafkaOptions
 from gateway.endpoints.kafka.request_memory import RequestMemory
-from gateway.observe.metrics import Metrics
+from gateway.observe.metrics import Metrics, Spread, Tally
 from gateway.pipeline import Pipeline
 from security.identity.users import UserStore
 
 if TYPE_CHECKING:
     from gateway.endpoints.kafka.operation import Operation
+
+
+PROTOCOL = "kafka"
 
 
 class KafkaNode:
@@ -39,7 +43,18 @@ class KafkaNode:
         self.cluster_id, self.auto_create = cluster_id, auto_create
         self.users, self.groups, self.transactions = users, groups, transactions
         self.operations: Mapping[int, Operation] = {}
+        self._counted: dict[tuple[str, str], tuple[Tally, Spread]] = {}
         self.memory = RequestMemory(self.options.received_bytes_max)
+        sessions_max, partitions_max = self.options.fetch_sessions_max, self.options.fetch_session_partitions_max
+        self.fetch_sessions = FetchSessions(sessions_max, partitions_max, clock.monotonic_ms)
+
+    def counted(self, operation: str, outcome: str) -> tuple[Tally, Spread]:
+        """The counter and the histogram of an operation."""
+        found = self._counted.get((operation, outcome))
+        if found is None:
+            total = self.metrics.requests_total.labels(PROTOCOL, operation, outcome)
+            found = self._counted[operation, outcome] = (total, self.metrics.request_seconds.labels(PROTOCOL, operation))
+        return found
 
     @property
     def node_id(self) -> int:

@@ -10,16 +10,20 @@ compression (KAFKA-18659).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from weakref import WeakKeyDictionary
+from collections.abc import Coroutine, Sequence
+from typing import Any, cast
 
 from broker.batch_errors import IllegalBatch
+from broker.batch_header import MAGIC
 from broker.compression import Compression
+from broker.errors import Overloaded
 from broker.producers.errors import InvalidTransactionState
 from gateway.endpoints.kafka.call import Call
-from gateway.endpoints.kafka.operation import Operation, Reply
+from gateway.endpoints.kafka.held_back import HeldBack
+from gateway.endpoints.kafka.operation import Later, Operation, Reply
 from gateway.endpoints.kafka.refusal import REFUSED, Refusal, told
-from gateway.producing import Produced, ProducedBatch
+from gateway.errors import Busy
+from gateway.producing import NOTHING_OPENED, Opened, Produced, ProducedBatch, Unopened, open_all
 from gateway.wire.kafka.error_codes import ErrorCode
 from gateway.wire.kafka.produce import (
     HIGH,
@@ -39,37 +43,61 @@ JOINS_FROM = 12  # transaction protocol 2
 _NO_RECORDS = memoryview(b"")
 
 _ATTRIBUTES_AT, _CODECS, _TRANSACTIONAL = 22, 0x07, 0x10  # the lower byte of a batch's attributes
+_LENGTH_AT, _LENGTH_END, _MAGIC_AT = 8, 12, 16
 
 Answers = list[tuple[TopicRef, list[PartitionAnswer]]]
 
-_turns: WeakKeyDictionary[object, asyncio.Lock] = WeakKeyDictionary()
 
-
-async def produce(call: Call, body: memoryview) -> Reply | None:
+def produce(call: Call, body: memoryview) -> Reply | Later | Coroutine[Any, Any, Reply | None] | None:
     """No answer where the producer wants none (acks 0); then what is refused ends the connection, so that it looks again."""
     request = parse_produce(call.version, body)
-    if call.node.pipeline.quotas.unlimited:
-        return await _produce(call, request, 0)
-    return await _in_turn(call, request)
+    if call.connection.held_back is None and call.node.pipeline.quotas.unlimited:
+        try:
+            return _produce(call, request, 0)
+        except (Overloaded, Busy, Unopened):
+            pass
+    if call.connection.held_back is None:
+        call.connection.held_back = HeldBack()
+    call.connection.held_back.requests += 1
+    return _in_turn(call, request, call.connection.held_back)
 
 
-async def _in_turn(call: Call, request: ProduceRequest) -> Reply | None:
-    """What a quota holds back is not overtaken by what comes after it on the same connection."""
-    turn = _turns.setdefault(call.connection, asyncio.Lock())
-    waited_ms = 0
-    async with turn:
-        while True:
-            try:
-                return await _produce(call, request, waited_ms)
-            except QuotaExceeded as quota:
-                if waited_ms >= request.timeout_ms:
-                    return _answer(call, request, _refused_alike(call.version, request, quota), waited_ms)
-                wait_ms = min(quota.retry_after_ms, request.timeout_ms - waited_ms)
-                waited_ms += wait_ms
-                await asyncio.sleep(wait_ms / 1_000)
+async def _in_turn(call: Call, request: ProduceRequest, held_back: HeldBack) -> Reply | None:
+    """By a quota, or while the log has more to write than it may hold; for as long as the producer waits at most."""
+    try:
+        async with held_back.turn:
+            answer = await _when_admitted(call, request)
+    finally:
+        held_back.requests -= 1
+        if not held_back.requests:
+            call.connection.held_back = None
+    return cast("Reply | None", await answer) if isinstance(answer, Later) else answer
 
 
-async def _produce(call: Call, request: ProduceRequest, waited_ms: int) -> Reply | None:
+async def _when_admitted(call: Call, request: ProduceRequest) -> Reply | Later | None:
+    waited_ms = throttled_ms = 0
+    charged = False
+    opened: dict[tuple[str, int], Sequence[bytes | None] | Exception] = {}
+    while True:
+        try:
+            return _produce(call, request, throttled_ms, charged, opened)
+        except Unopened as unopened:
+            charged = True
+            opened |= await open_all(unopened.batches)
+        except (QuotaExceeded, Overloaded, Busy) as refusal:
+            if waited_ms >= request.timeout_ms:
+                return _answer(call, request, _refused_alike(call.version, request, refusal), throttled_ms)
+            wait_ms = min(refusal.retry_after_ms, request.timeout_ms - waited_ms)
+            waited_ms += wait_ms
+            if isinstance(refusal, QuotaExceeded):
+                throttled_ms += wait_ms
+            charged = charged or isinstance(refusal, Overloaded)
+            await asyncio.sleep(wait_ms / 1_000)
+
+
+def _produce(
+    call: Call, request: ProduceRequest, waited_ms: int, charged: bool = False, opened: Opened = NOTHING_OPENED
+) -> Reply | Later | None:
     try:
         _check_request(call, request)
     except REFUSED as refusal:
@@ -89,20 +117,42 @@ async def _produce(call: Call, request: ProduceRequest, waited_ms: int) -> Reply
             batches.append(_batch(version, request.acks, name, partition, records))
             places.append((own, len(own)))
             own.append(PartitionAnswer(partition, 0))
+    later = Later()
+
+    def done(produced: Sequence[Produced], error: Exception | None) -> None:
+        if error is None:
+            later.settle(_filled(call, request, answers, places, produced, waited_ms))
+        else:
+            later.fail(error)
+
     try:
-        produced = await call.node.pipeline.producing.produce(
+        found = call.node.pipeline.producing.begin(
             call.session,
             batches,
+            done,
             durable=request.acks != 0,
             transactional_id=request.transactional_id,
             joins=call.version >= JOINS_FROM,
+            charged=charged,
+            opened=opened,
         )
-    except QuotaExceeded:
+    except (QuotaExceeded, Overloaded, Busy):
         raise
     except REFUSED as refusal:
         return _answer(call, request, _refused_alike(call.version, request, refusal), waited_ms)
+    return later if found is None else _filled(call, request, answers, places, found, waited_ms)
+
+
+def _filled(
+    call: Call,
+    request: ProduceRequest,
+    answers: Answers,
+    places: Sequence[tuple[list[PartitionAnswer], int]],
+    produced: Sequence[Produced],
+    waited_ms: int,
+) -> Reply | None:
     for (own, at), one in zip(places, produced, strict=True):
-        own[at] = _told(version, own[at].partition, one)
+        own[at] = _told(call.version, own[at].partition, one)
     return _answer(call, request, answers, waited_ms)
 
 
@@ -136,9 +186,16 @@ def _batch(version: int, acks: int, name: str, partition: int, records: memoryvi
     problem: Refusal | None = None
     if acks not in (-1, 0, 1):
         problem = Refusal(ErrorCode.INVALID_REQUIRED_ACKS, f"acks {acks}, where -1, 0 and 1 are")
-    if version < ZSTD_FROM and len(records) > _ATTRIBUTES_AT and records[_ATTRIBUTES_AT] & _CODECS == Compression.ZSTD:
+    if version < ZSTD_FROM and _is_whole(records) and records[_ATTRIBUTES_AT] & _CODECS == Compression.ZSTD:
         problem = Refusal(ErrorCode.UNSUPPORTED_COMPRESSION_TYPE, f"zstd needs Produce {ZSTD_FROM} or newer")
     return ProducedBatch(name, partition, records, problem)
+
+
+def _is_whole(records: memoryview) -> bool:
+    """Whether there is a batch to speak of: Kafka asks that first."""
+    if len(records) <= _ATTRIBUTES_AT or records[_MAGIC_AT] != MAGIC:
+        return False
+    return int.from_bytes(records[_LENGTH_AT:_LENGTH_END], "big", signed=True) + _LENGTH_END <= len(records)
 
 
 def _told(version: int, partition: int, produced: Produced) -> PartitionAnswer:

@@ -17,9 +17,11 @@ from gateway.endpoints.kafka.call import Call
 from gateway.endpoints.kafka.group_codes import code_of
 from gateway.endpoints.kafka.operation import Operation
 from gateway.endpoints.kafka.refusal import REFUSED, Refusal, told
+from gateway.endpoints.kafka.turns import in_turns
 from gateway.wire.kafka.error_codes import ErrorCode
 from security.errors import AccessDenied
 from security.policy.model import Action
+from security.policy.quotas import Quota
 
 NO_PRODUCER = -1
 FENCED_VERSION = 4  # from here on a client knows PRODUCER_FENCED (KIP-588)
@@ -27,6 +29,7 @@ _MILLISECOND = timedelta(milliseconds=1)
 
 
 async def init_producer_id(call: Call, request: Any) -> dict[str, Any]:
+    call.node.pipeline.charge(call.session, Quota.REQUESTS, 1)
     try:
         producer_id, epoch = await _init(call, request)
     except REFUSED as error:
@@ -61,12 +64,12 @@ def _code(call: Call, error: Exception) -> int:
 
 
 async def describe_producers(call: Call, request: Any) -> dict[str, Any]:
-    return {
-        "topics": [
-            {"name": one.name, "partitions": [_describe(call, one.name, partition) for partition in one.partition_indexes]}
-            for one in request.topics
-        ]
-    }
+    call.node.pipeline.charge(call.session, Quota.REQUESTS, 1)
+    topics: list[dict[str, Any]] = []
+    async for one in in_turns(request.topics):
+        partitions = [_describe(call, one.name, partition) async for partition in in_turns(one.partition_indexes)]
+        topics.append({"name": one.name, "partitions": partitions})
+    return {"topics": topics}
 
 
 def _describe(call: Call, name: str, partition: int) -> dict[str, Any]:

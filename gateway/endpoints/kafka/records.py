@@ -9,6 +9,7 @@ from broker.topics.configs import compacted, deleted
 from gateway.endpoints.kafka.call import Call
 from gateway.endpoints.kafka.operation import Operation
 from gateway.endpoints.kafka.refusal import REFUSED, Refusal, told
+from gateway.endpoints.kafka.turns import in_turns
 from gateway.wire.kafka.error_codes import ErrorCode
 from security.policy.model import Action
 
@@ -22,8 +23,8 @@ async def delete_records(call: Call, request: Any) -> dict[str, Any]:
         partitions = asked.setdefault(topic.name, {})
         partitions.update((one.partition_index, one.offset) for one in topic.partitions)
     topics = []
-    for name, offsets in asked.items():
-        answers = [await _delete(call, name, partition, offset) for partition, offset in offsets.items()]
+    async for name, offsets in in_turns(asked.items()):
+        answers = [await _delete(call, name, partition, offset) async for partition, offset in in_turns(offsets.items())]
         topics.append({"name": name, "partitions": answers})
     return {"topics": topics}
 

@@ -9,6 +9,7 @@ from typing import Any
 from gateway.endpoints.kafka.call import Call
 from gateway.endpoints.kafka.operation import Operation
 from gateway.endpoints.kafka.refusal import REFUSED, Refusal, told
+from gateway.endpoints.kafka.turns import in_turns
 from gateway.wire.kafka.error_codes import ErrorCode
 from security.policy.model import Action
 
@@ -26,7 +27,7 @@ async def elect_leaders(call: Call, request: Any) -> dict[str, Any]:
     if request.topic_partitions is None:  # all: Kafka names those that needed none with no partition
         return {"error_code": 0, "replica_election_results": [{"topic": name, "partition_result": []} for name in topics]}
     results = []
-    for asked in request.topic_partitions:
+    async for asked in in_turns(request.topic_partitions):
         count = topics[asked.topic].partitions if asked.topic in topics else 0
         outcomes = [_outcome(partition, 0 <= partition < count) for partition in asked.partitions]
         results.append({"topic": asked.topic, "partition_result": outcomes})

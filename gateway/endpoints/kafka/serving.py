@@ -7,18 +7,19 @@ A quota on requests that is used up holds the request back, and the answer says 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from gateway.endpoints.kafka.call import Call
-from gateway.endpoints.kafka.operation import Answer, Operation, Reply
+from gateway.endpoints.kafka.operation import Answer, Later, Operation, Reply
 from gateway.endpoints.kafka.refusal import Refusal
 from gateway.errors import ClientGone, kafka_error
 from gateway.wire.kafka import messages
 from gateway.wire.kafka.errors import MessageInvalid
 from security.errors import IdentityProblem, QuotaExceeded
 
-PROTOCOL = "kafka"
+DECODED_HERE_BYTES_MAX = 32 * 1024  # what is larger takes more than 10 ms, and is decoded beside the loop
+JOINED_BYTES_MAX = 4_096  # answers up to here are one piece with their header: a copy costs less than a second buffer
 
 
 class Ended(Exception):
@@ -29,38 +30,83 @@ class Ended(Exception):
         super().__init__(f"{reason}: {detail}")
 
 
+def begin(call: Call, operation: Operation, body: memoryview) -> list[Any] | Later | Coroutine[Any, Any, Answer]:
+    """A raw request of somebody who is known: what its handler returned, or the answer's pieces. Raises Ended."""
+    try:
+        call.identified(call.connection.authentication.current())
+        answer: Any = operation.handle(call, body)
+    except Exception as error:
+        return refused(call, operation, error)
+    if answer is None or type(answer) is Reply:
+        return answered(call, operation, answer)
+    coming: Later | Coroutine[Any, Any, Answer] = answer
+    return coming
+
+
 async def serve(call: Call, operation: Operation, body: memoryview) -> list[Any]:
     """The answer's pieces, none where the client wants no answer. Raises Ended."""
-    loop, metrics = asyncio.get_running_loop(), call.node.metrics
-    began, outcome = loop.time(), "ok"
+    return await awaited(call, operation, _handled(call, operation, body))
+
+
+async def awaited(call: Call, operation: Operation, coming: Coroutine[Any, Any, Answer]) -> list[Any]:
+    """The same for a handler that is under way."""
     try:
-        if not operation.open:
-            call.identified(await call.connection.authentication.required())
-        request = body if operation.raw else messages.decode(call.api, call.version, body)
-        return framed(call, await _handled(call, operation, request))
+        return answered(call, operation, await coming)
     except asyncio.CancelledError:
-        outcome = "cancelled"
+        _count(call, operation, "cancelled")
         raise
-    except MessageInvalid as refusal:
-        outcome = "refused"
-        raise Ended("request-malformed", str(refusal)) from None
-    except IdentityProblem as refusal:
-        outcome = "refused"
-        raise Ended("unauthenticated", str(refusal)) from None
+    except Ended:
+        raise
     except Exception as error:
-        outcome = "failed"
-        return framed(call, _failed(call, error))
-    finally:
-        metrics.requests_total.labels(PROTOCOL, operation.name, outcome).inc()
-        if not operation.waits:
-            metrics.request_seconds.labels(PROTOCOL, operation.name).observe(loop.time() - began)
+        return refused(call, operation, error)
 
 
-async def _handled(call: Call, operation: Operation, request: Any) -> Answer:
+def answered(call: Call, operation: Operation, answer: Answer) -> list[Any]:
+    """It is there: counted, and to be written as it is."""
+    parts = framed(call, answer)
+    _count(call, operation, "ok")
+    return parts
+
+
+def refused(call: Call, operation: Operation, error: Exception) -> list[Any]:
+    """What a handler raised. Raises Ended."""
+    if isinstance(error, MessageInvalid):
+        _count(call, operation, "refused")
+        raise Ended("request-malformed", str(error)) from None
+    if isinstance(error, IdentityProblem):
+        _count(call, operation, "refused")
+        raise Ended("unauthenticated", str(error)) from None
+    _count(call, operation, "failed")
+    return framed(call, _failed(call, error))
+
+
+def _count(call: Call, operation: Operation, outcome: str) -> None:
+    counted, seconds = call.node.counted(operation.name, outcome)
+    counted.inc()
+    if not operation.waits:
+        seconds.observe(call.connection.now_s() - call.began_s)
+
+
+async def _handled(call: Call, operation: Operation, body: memoryview) -> Answer:
+    if not operation.open:
+        call.identified(await call.connection.authentication.required())
+    if operation.raw:
+        answer: Any = operation.handle(call, body)
+        return answer if answer is None or type(answer) is Reply else await answer
+    return await _decoded(call, operation.handle, await _request(call, body))
+
+
+async def _request(call: Call, body: memoryview) -> Any:
+    if len(body) > DECODED_HERE_BYTES_MAX:
+        return await asyncio.to_thread(messages.decode, call.api, call.version, body)
+    return messages.decode(call.api, call.version, body)
+
+
+async def _decoded(call: Call, handle: Callable[[Call, Any], Any], request: Any) -> Answer:
     waited_ms, waits_max_ms = 0, call.node.options.throttle_ms_max
     while True:
         try:
-            answer = await operation.handle(call, request)
+            answer = await handle(call, request)
         except QuotaExceeded as quota:
             if waited_ms >= waits_max_ms:
                 raise
@@ -72,11 +118,13 @@ async def _handled(call: Call, operation: Operation, request: Any) -> Answer:
 
 
 def framed(call: Call, answer: Answer) -> list[Any]:
-    """With its length and header, to be written as it is."""
+    """With its length and header."""
     if answer is None:
         return []
     body = answer.parts if isinstance(answer, Reply) else [messages.encode(call.api, call.version, answer)]
     head = messages.response_head(call.api, call.version, call.correlation_id)
+    if len(body) == 1 and len(first := body[0]) <= JOINED_BYTES_MAX:
+        return [b"".join(((len(head) + len(first)).to_bytes(4, "big"), head, first))]
     size = len(head) + sum([len(part) for part in body])
     return [size.to_bytes(4, "big") + head, *body]
 

@@ -18,6 +18,7 @@ from gateway.endpoints.kafka.call import Call
 from gateway.endpoints.kafka.operation import Operation
 from gateway.endpoints.kafka.refusal import REFUSED, Refusal, told
 from gateway.endpoints.kafka.topic_configs import settable, topic_configs
+from gateway.endpoints.kafka.turns import in_turns
 from gateway.pipeline import TOPIC_CHARS_SHOWN
 from gateway.wire.kafka.error_codes import ErrorCode
 from security.errors import AccessDenied
@@ -30,7 +31,7 @@ async def create_topics(call: Call, request: Any) -> dict[str, Any]:
     asked = Counter(topic.name for topic in request.topics)
     validate_only = getattr(request, "validate_only", False)
     answers = []
-    for topic in {topic.name: topic for topic in request.topics}.values():
+    async for topic in in_turns({topic.name: topic for topic in request.topics}.values()):
         try:
             if asked[topic.name] > 1:
                 raise Refusal(ErrorCode.INVALID_REQUEST, "the request names this topic more than once")
@@ -122,17 +123,18 @@ async def delete_topics(call: Call, request: Any) -> dict[str, Any]:
         asked = [(topic.name, topic.topic_id) for topic in request.topics]
     else:
         asked = [(name, None) for name in request.topic_names]
-    topics = call.node.pipeline.broker.topics()
-    names = {topic.topic_id: topic.name for topic in topics.values()}
-    times = Counter(name or names.get(topic_id.bytes) for name, topic_id in asked if name or topic_id)
+    broker = call.node.pipeline.broker
+    ids = {topic_id: broker.topic_of(topic_id.bytes) for _, topic_id in asked if topic_id}
+    times = Counter(name or (topic.name if (topic := ids[topic_id]) else None) for name, topic_id in asked if name or topic_id)
     answers = []
-    for name, topic_id in dict.fromkeys(asked):
+    async for name, topic_id in in_turns(dict.fromkeys(asked)):
         answer = {"name": name, "topic_id": topic_id or NO_ID, "error_code": 0, "error_message": None}
         try:
-            answer["name"] = found = _named(call, name, topic_id, names)
+            answer["name"] = found = _named(call, name, topic_id)
             if times[found] > 1:
                 raise Refusal(ErrorCode.INVALID_REQUEST, "the request names this topic more than once")
-            own_id = uuid.UUID(bytes=topics[found].topic_id) if found in topics else NO_ID
+            topic = broker.topics().get(found)
+            own_id = NO_ID if topic is None else uuid.UUID(bytes=topic.topic_id)
             await call.node.pipeline.delete_topic(call.session, found)
             answer["topic_id"] = own_id
         except REFUSED as error:
@@ -146,27 +148,28 @@ def _unknown(error: Exception) -> Exception:
     return UnknownTopic(error.topic[:TOPIC_CHARS_SHOWN]) if isinstance(error, IllegalTopicName) else error
 
 
-def _named(call: Call, name: str | None, topic_id: uuid.UUID | None, names: dict[bytes, str]) -> str:
+def _named(call: Call, name: str | None, topic_id: uuid.UUID | None) -> str:
+    """As of now: while others of the request were deleted, one may have gone and another have come under its name."""
     if name is not None:
         if topic_id:
             raise Refusal(ErrorCode.INVALID_REQUEST, "a topic is named by its name or by its id, not by both")
         return name
     if not topic_id:
         raise Refusal(ErrorCode.INVALID_REQUEST, "a topic is named by its name or by its id; there is neither")
-    found = names.get(topic_id.bytes)
+    found = call.node.pipeline.broker.topic_of(topic_id.bytes)
     if found is None:
         raise Refusal(ErrorCode.UNKNOWN_TOPIC_ID, "no topic has this id")
     try:
-        call.node.pipeline.authorise(call.session, Action.DESCRIBE, found)
+        call.node.pipeline.authorise(call.session, Action.DESCRIBE, found.name)
     except AccessDenied:
         raise Refusal(ErrorCode.TOPIC_AUTHORIZATION_FAILED, "the topic of this id may not be described") from None
-    return found
+    return found.name
 
 
 async def create_partitions(call: Call, request: Any) -> dict[str, Any]:
     asked = Counter(topic.name for topic in request.topics)
     answers = []
-    for topic in {topic.name: topic for topic in request.topics}.values():
+    async for topic in in_turns({topic.name: topic for topic in request.topics}.values()):
         answer = {"name": topic.name, "error_code": 0, "error_message": None}
         try:
             if asked[topic.name] > 1:

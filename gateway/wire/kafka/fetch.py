@@ -38,8 +38,10 @@ _PARTITION_4 = struct.Struct(">iqi")
 _PARTITION_5 = struct.Struct(">iqqi")
 _PARTITION_9 = struct.Struct(">iiqqi")
 _PARTITION_12 = struct.Struct(">iiqiqi")
+_ROWS_12 = struct.Struct(">iiqiqiB")  # and no tagged fields
 _ANSWER_4 = struct.Struct(">ihqq")
 _ANSWER_5 = struct.Struct(">ihqqq")
+_NOTHING_12 = struct.Struct(">ihqqqBiBB")  # a partition without batches: aborted, replica, records, tagged fields
 _ABORTED = struct.Struct(">qq")
 _SESSION = struct.Struct(">ihi")
 
@@ -148,12 +150,8 @@ def _parse_flexible(version: int, body: memoryview) -> FetchRequest:
     count, position = read_count(body, position, _COMPACT_TOPIC_BYTES_MIN)
     for _ in range(count):
         topic, position = _topic(body, position, by_id)
-        partitions = []
-        count, position = read_count(body, position, _PARTITION_12.size + 1)
-        for _ in range(count):
-            partition, epoch, offset, _, _, own_bytes_max = _PARTITION_12.unpack_from(body, position)
-            position = skip_tags(body, position + _PARTITION_12.size)
-            partitions.append(PartitionWanted(partition, offset, own_bytes_max, epoch))
+        count, position = read_count(body, position, _ROWS_12.size)
+        partitions, position = _rows(body, position, count)
         position = skip_tags(body, position)
         topics.append((topic, partitions))
         check_partitions(total := total + len(partitions))
@@ -167,6 +165,21 @@ def _parse_flexible(version: int, body: memoryview) -> FetchRequest:
     _, position = read_compact_string(body, position)  # the client's rack
     skip_tags(body, position)
     return FetchRequest(replica, wait, bytes_min, bytes_max, isolation == 1, session[0], session[1], topics, forgotten)
+
+
+def _rows(body: memoryview, position: int, count: int) -> tuple[list[PartitionWanted], int]:
+    """Partitions of one topic. Those without tagged fields, as clients send them, have all the same length; the first one that
+    has some shows by its count of them, wherever the following ones lie."""
+    end = position + count * _ROWS_12.size
+    rows = list(_ROWS_12.iter_unpack(body[position:end]))
+    if not any(row[-1] for row in rows):
+        return [PartitionWanted(partition, offset, own, epoch) for partition, epoch, offset, _, _, own, _ in rows], end
+    partitions = []
+    for _ in range(count):
+        partition, epoch, offset, _, _, own_bytes_max = _PARTITION_12.unpack_from(body, position)
+        position = skip_tags(body, position + _PARTITION_12.size)
+        partitions.append(PartitionWanted(partition, offset, own_bytes_max, epoch))
+    return partitions, position
 
 
 def _topic(body: memoryview, position: int, by_id: bool) -> tuple[TopicRef, int]:
@@ -197,6 +210,9 @@ def build_fetch(
         else:
             head += (topic if isinstance(topic, bytes) else compact_string(topic), uvarint(len(partitions) + 1))
         for fetched in partitions:
+            if flexible and not fetched.batches and not fetched.aborted:
+                head.append(_nothing(fetched))
+                continue
             size = sum(map(len, fetched.batches))
             head.append(_partition(version, fetched, size))
             if size:
@@ -212,6 +228,12 @@ def build_fetch(
     if head:
         parts.append(b"".join(head))
     return parts
+
+
+def _nothing(fetched: PartitionFetched) -> bytes:
+    """All of a partition without batches, as most are that are waited for, from version 12 on."""
+    marks = (fetched.high_watermark, fetched.last_stable_offset, fetched.log_start)
+    return _NOTHING_12.pack(fetched.partition, fetched.error, *marks, int(fetched.aborted is not None), -1, 1, 0)
 
 
 def _partition(version: int, fetched: PartitionFetched, size: int) -> bytes:

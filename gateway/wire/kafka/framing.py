@@ -54,6 +54,16 @@ class Frames:
         return 0 if self._large is None else len(self._large)
 
     @property
+    def large_size(self) -> int:
+        """Bytes that the large frame under way has announced; 0 without one."""
+        return 0 if self._large is None else self._large_size
+
+    @property
+    def large_come(self) -> int:
+        """Bytes of it that have come."""
+        return 0 if self._large is None else self._large_end
+
+    @property
     def room(self) -> bool:
         """Whether `buffer` has any: not before `next` has taken what is whole."""
         return self._end - self._begin < BUFFER_BYTES if self._large is None else self._large_end < self._large_size

@@ -48,6 +48,7 @@ def encode(api: int, version: int, values: Mapping[str, Any]) -> bytes:
     return bytes(written)
 
 
+@cache
 def flexible(api: int, version: int) -> bool:
     """Whether the request has header version 2, with tagged fields; so has the response (header version 1) save one."""
     return bool(request_schema(api, version).__flexible__)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+
 import msgspec
 
 from gateway.wire.kafka import messages
@@ -9,6 +11,7 @@ from gateway.wire.kafka.errors import MessageInvalid
 from gateway.wire.kafka.primitives import read_nullable_string, skip_tags
 
 HEAD_BYTES = 8  # api, version, correlation id: what every version of the header begins with
+_KEY = struct.Struct(">hhi")
 
 
 class RequestHeader(msgspec.Struct, frozen=True, gc=False):
@@ -25,20 +28,23 @@ def read_key(frame: bytes | bytearray | memoryview) -> tuple[int, int, int]:
     """API, version and correlation id, which are told apart from what follows by nothing. MessageInvalid."""
     if len(frame) < HEAD_BYTES:
         raise MessageInvalid(f"a request of {len(frame)} bytes, where its header has at least {HEAD_BYTES}")
-    return (
-        int.from_bytes(frame[0:2], "big", signed=True),
-        int.from_bytes(frame[2:4], "big", signed=True),
-        int.from_bytes(frame[4:8], "big", signed=True),
-    )
+    api, version, correlation_id = _KEY.unpack_from(frame)
+    return api, version, correlation_id
 
 
 def read_header(frame: memoryview) -> RequestHeader:
     """Of an API and version that are known. MessageInvalid."""
     api, version, correlation_id = read_key(frame)
+    return RequestHeader(api, version, correlation_id, *read_rest(frame, api, version))
+
+
+def read_rest(frame: memoryview, api: int, version: int) -> tuple[str | None, int]:
+    """What follows the key, of an API and version that are known: the client's id, and where the request itself begins.
+    MessageInvalid."""
     try:
         client_id, position = read_nullable_string(frame, HEAD_BYTES)
         if messages.flexible(api, version):
             position = skip_tags(frame, position)
     except IndexError:
         raise MessageInvalid(f"the header of a request ends at byte {len(frame)}") from None
-    return RequestHeader(api, version, correlation_id, client_id, position)
+    return client_id, position

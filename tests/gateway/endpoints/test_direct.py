@@ -14,8 +14,9 @@ import pytest
 from gateway.endpoints import direct
 from gateway.listen.server import HttpServer, bind
 from gateway.settings import LimitsSection, Listener
+from security.identity.failed_logins import FailedLoginOptions, FailedLogins
 from security.policy.quotas import RateLimit
-from tests.gateway.conftest import Door, OpenDoor
+from tests.gateway.conftest import Door, OpenDoor, until
 
 RECORDS = "/v1/topics/orders/records"
 NDJSON = {"content-type": "application/x-ndjson"}
@@ -220,6 +221,20 @@ class TestRights:
             assert [answer.status_code for answer in await twice(http, json=body)] == [503, 503]
             assert (await http.post(RECORDS, json={"value": 1})).status_code == 200
         assert door.app._bodies.held_bytes == 0
+
+    async def test_who_waits_for_a_log_in_holds_nothing_of_it(self, open_door: OpenDoor, taken: list[bytes]) -> None:
+        door = open_door(bodies_bytes_max=2_000)
+        guessing = FailedLoginOptions(failures_free=2, delay_ms=3_000, delay_ms_max=3_000)
+        door.pipeline.failed_logins = FailedLogins(guessing, door.clock.monotonic_ms)
+        async for http in served(door):
+            request: Any = {"json": {"value": "x" * 1_900}, "headers": {"authorization": "Bearer wrong"}}
+            assert [answer.status_code for answer in await twice(http, **request)] == [401, 401]
+            waiting = asyncio.create_task(http.post(RECORDS, **request))
+            await until(lambda: len(taken) == 2)
+            assert door.count("logins_throttled_total", protocol="rest", outcome="delayed") == 1
+            assert door.app._bodies.held_bytes == 0
+            assert (await http.post(RECORDS, json={"value": "x" * 1_000})).status_code == 200
+            waiting.cancel()
 
     async def test_an_anonymous_listener_has_it_too(self, open_door: OpenDoor, taken: list[bytes]) -> None:
         door = open_door()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,32 @@ async def test_the_whole_life(door: Any, users: UserStore) -> None:
 
     assert (await door.call("DELETE", f"{USERS}/alice")).status == 204
     assert (await door.get(USERS)).json == {"users": []}
+
+
+async def test_passwords_salted_at_once_have_a_bound(door: Any, users: UserStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One more is told to retry, whether it would make a user or change a password; the others come to their end."""
+    salting, go_on = threading.Semaphore(0), threading.Event()
+
+    def slow(*arguments: Any) -> Any:
+        salting.release()
+        assert go_on.wait(30)
+        return create(*arguments)
+
+    create = users.create
+    monkeypatch.setattr(users, "create", slow)
+    under_way = [asyncio.create_task(door.post(USERS, {"name": f"u{number}", "password": PASSWORD})) for number in range(2)]
+    for _ in under_way:
+        await asyncio.to_thread(salting.acquire)
+    for method, path, document in (
+        ("POST", USERS, {"name": "u2", "password": PASSWORD}),
+        ("PUT", f"{USERS}/u0/password", {"password": PASSWORD}),
+    ):
+        answer = await send(door, method, path, document)
+        assert (answer.status, answer.problem["limit_name"], answer.problem["limit"]) == (503, "users.hashings_max", 2)
+        assert answer.headers["retry-after"] == "1"
+    go_on.set()
+    assert [answer.status for answer in await asyncio.gather(*under_way)] == [201, 201]
+    assert (await send(door, "PUT", f"{USERS}/u0/password", {"password": PASSWORD})).status == 204
 
 
 async def test_passwords_are_audited_and_answered_never(door: Any, users: UserStore) -> None:

@@ -139,3 +139,24 @@ def test_what_cannot_be_audited_is_refused(tmp_path: Path, monkeypatch: pytest.M
     assert len((tmp_path / "gone" / "audit.jsonl").read_text().splitlines()) == 2
     assert audit.failure is None
     audit.close()
+
+
+def test_one_who_does_the_same_again_and_again(tmp_path: Path) -> None:
+    """Only the time differs; a reason, another outcome, another session are not taken for the same."""
+    times = iter(range(1_767_225_600_001, 1_767_225_700_000))
+    audit = AuditLog(tmp_path / "audit.jsonl", lambda: next(times), lines_max=100)
+    twin = Session(ALICE, "127.0.0.1:40114", "rest", "request-2")
+    asked = [
+        (SESSION, "allowed", ""),
+        (SESSION, "allowed", ""),
+        (SESSION, "denied", ""),
+        (SESSION, "denied", "why"),
+        (twin, "denied", ""),
+        (SESSION, "allowed", ""),
+    ]
+    for session, outcome, reason in asked:
+        audit.record("access", session, "publish", "orders", outcome, reason)
+    audit.close()
+    lines = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+    told = [(line["session"], line["outcome"], line.get("reason", ""), int(line["at"][-4:-1])) for line in lines]
+    assert told == [(session.id, outcome, reason, at) for at, (session, outcome, reason) in enumerate(asked, 1)]

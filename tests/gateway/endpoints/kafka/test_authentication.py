@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
+import hmac
 import json
 import ssl
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from security.certificates import ensure_development_ca, issue_client
+from tests.gateway.conftest import until
 from tests.gateway.endpoints.kafka.conftest import Closed, Kafka, RawClient
 
 METADATA, HANDSHAKE, AUTHENTICATE = 3, 17, 36
@@ -30,6 +39,20 @@ async def works(client: RawClient) -> bool:
 async def forever(client: RawClient) -> None:
     while True:
         await client.call(METADATA, 12, topics=[])
+
+
+async def scram_login(client: RawClient, name: str, password: str) -> Any:
+    """SCRAM-SHA-256 as a client goes through it (RFC 5802, section 3); the answer to its proof."""
+    await client.call(HANDSHAKE, 1, mechanism="SCRAM-SHA-256")
+    bare = f"n={name},r=abc"
+    server_first = (await client.call(AUTHENTICATE, 2, auth_bytes=f"n,,{bare}".encode())).auth_bytes.decode()
+    nonce, salt, iterations = (part[2:] for part in server_first.split(",", 2))
+    salted = hashlib.pbkdf2_hmac("sha256", password.encode(), base64.b64decode(salt), int(iterations))
+    key = hmac.digest(salted, b"Client Key", "sha256")
+    signed = f"{bare},{server_first},c=biws,r={nonce}"
+    signature = hmac.digest(hashlib.sha256(key).digest(), signed.encode(), "sha256")
+    proof = base64.b64encode(bytes(a ^ b for a, b in zip(key, signature, strict=True))).decode()
+    return await client.call(AUTHENTICATE, 2, auth_bytes=f"c=biws,r={nonce},p={proof}".encode())
 
 
 class TestPlain:
@@ -88,6 +111,74 @@ class TestPlain:
         assert [(line["outcome"], line["reason"].split(":")[0]) for line in lines] == [("refused", "kafka")]
         assert "guessed" not in str(audited(kafka))
 
+    async def test_every_refusal_is_counted_and_audited_once(self, kafka: Kafka) -> None:
+        """Whatever is wrong: one line with the peer, one count."""
+        wrong: list[tuple[str, list[tuple[int, int, dict[str, Any]]]]] = [
+            ("mechanism", [(HANDSHAKE, 1, {"mechanism": "GSSAPI"})]),
+            ("mechanism", [(HANDSHAKE, 0, {"mechanism": ""})]),
+            ("sasl-state", [(AUTHENTICATE, 2, {"auth_bytes": b"\0token\0x"})]),
+            ("sasl-state", [(HANDSHAKE, 1, {"mechanism": "PLAIN"})] * 2),
+            ("unauthenticated", [(HANDSHAKE, 1, {"mechanism": "PLAIN"}), (AUTHENTICATE, 2, {"auth_bytes": b"\0token\0x"})]),
+            ("unauthenticated", [(HANDSHAKE, 1, {"mechanism": "PLAIN"}), (AUTHENTICATE, 2, {"auth_bytes": b"\xff"})]),
+            ("unauthenticated", [(HANDSHAKE, 1, {"mechanism": "SCRAM-SHA-256"}), (AUTHENTICATE, 2, {"auth_bytes": b"?"})]),
+            ("unauthenticated", [(HANDSHAKE, 1, {"mechanism": "PLAIN"}), (METADATA, 12, {"topics": []})]),
+            ("unauthenticated", [(METADATA, 12, {"topics": []})]),
+        ]
+        counts: Counter[str] = Counter()
+        peers = []
+        for reason, calls in wrong:
+            client = await kafka.connect()
+            peers.append("{}:{}".format(*client.writer.get_extra_info("sockname")[:2]))
+            for api, version, values in calls:
+                client.send(api, version, **values)
+            await client.reader.read()
+            counts[reason] += 1
+            assert kafka.count("refused_total", protocol="kafka", reason=reason) == counts[reason], (reason, calls)
+        await kafka.node.stop()
+        lines = [line for line in audited(kafka) if line["event"] == "identity"]
+        assert [(line["resource"], line["outcome"]) for line in lines] == [(peer, "refused") for peer in peers]
+
+    async def test_who_guesses_on_many_connections_is_not_heard_any_more(self, open_kafka: Any) -> None:
+        """Disconnected without an answer, which clients retry: the next password may be the right one."""
+        guessing = {"failed_logins__failures_free": 2, "failed_logins__delay_ms": 60_000, "failed_logins__delay_ms_max": 60_000}
+        kafka = await open_kafka(**guessing)
+        for version in (1, 1, 1, 0):
+            client = await kafka.connect()
+            await client.call(HANDSHAKE, version, mechanism="SCRAM-SHA-256")
+            if version:
+                nonce = (await client.call(AUTHENTICATE, 2, auth_bytes=b"n,,n=alice,r=abc")).auth_bytes.split(b",")[0]
+            else:
+                client.write(b"n,,n=alice,r=abc")
+                nonce = (await client.frame()).split(b",")[0]
+            proof = b"c=biws," + nonce + b",p=dHzbZapWIk4jUhN+Ute9ytag9zjfMHgsqmmiz7AndVQ="
+            if version:
+                client.send(AUTHENTICATE, 2, auth_bytes=proof)
+            else:
+                client.write(proof)
+            await client.closed()
+        assert kafka.count("refused_total", protocol="kafka", reason="unauthenticated") == 3  # the raw one among them
+        assert kafka.count("refused_total", protocol="kafka", reason="logins-throttled") == 1
+        assert kafka.count("logins_throttled_total", protocol="kafka", outcome="refused") == 2
+        assert await works(await kafka.client())  # another name
+
+    async def test_who_has_the_right_password_elsewhere_never_waits(self, open_kafka: Any) -> None:
+        """Whatever is tried at one address; and where it is tried, the right one waits for its turn like the wrong ones."""
+        guessing = {"failed_logins__failures_free": 1, "failed_logins__delay_ms": 60_000, "failed_logins__delay_ms_max": 60_000}
+        kafka = await open_kafka(**guessing, failed_logins__name_failures_free=1, failed_logins__address_failures_free=1)
+        await asyncio.to_thread(kafka.node.users.create, "alice", ["all"], "correct horse")
+        trying = asyncio.create_task(scram_login(await kafka.connect(), "alice", "wrong horse"))  # answered in a minute
+        await until(lambda: kafka.node.pipeline.failed_logins.stats().pairs == 1)
+        with pytest.raises(Closed):
+            await scram_login(await kafka.connect(), "alice", "correct horse")
+        elsewhere = RawClient(*await asyncio.open_connection(kafka.host, kafka.port, local_addr=("127.0.0.2", 0)))
+        assert (await scram_login(elsewhere, "alice", "correct horse")).error_code == 0
+        assert await works(elsewhere)
+        await elsewhere.close()
+        assert kafka.count("logins_throttled_total", protocol="kafka", outcome="delayed") == 0
+        assert kafka.count("logins_throttled_total", protocol="kafka", outcome="refused") == 1
+        assert b"sprawl_failed_logins_pairs 1.0" in kafka.node.metrics.render()
+        trying.cancel()
+
     async def test_another_mechanism(self, kafka: Kafka) -> None:
         client = await kafka.connect()
         answer = await client.call(HANDSHAKE, 1, mechanism="GSSAPI")
@@ -124,6 +215,10 @@ class TestSessions:
         kafka.node.tokens.revoke(token.split("_")[1])
         client.send(METADATA, 12, topics=[])
         assert await client.closed()
+        assert kafka.count("refused_total", protocol="kafka", reason="unauthenticated") == 1
+        await kafka.node.stop()
+        [line] = [line for line in audited(kafka) if line["event"] == "identity"]
+        assert (line["credential"], "was revoked" in line["reason"]) == (token.split("_")[1], True)
 
     async def test_the_lifetime_is_told(self, kafka: Kafka) -> None:
         answer = await (await kafka.connect()).login(kafka.token("all", ttl_ms=60_000))
@@ -148,6 +243,11 @@ class TestSessions:
         client = await kafka.client()
         assert (await client.login(kafka.token("all"))).error_code == FAILED
         assert await client.closed()
+        assert kafka.count("refused_total", protocol="kafka", reason="unauthenticated") == 1
+        await kafka.node.stop()
+        [line] = [line for line in audited(kafka) if line["event"] == "identity"]
+        assert (line["outcome"], "another_principal" in line["reason"]) == ("refused", True)
+        assert line["credential"] == kafka.admin.split("_")[1]  # who the connection belonged to
 
     async def test_not_by_another_mechanism(self, kafka: Kafka) -> None:
         client = await kafka.client()
@@ -207,6 +307,31 @@ class TestCertificates:
         assert (await client.call(HANDSHAKE, 1, mechanism="PLAIN")).error_code == ILLEGAL_STATE  # it is somebody already
         assert await client.closed()
         await client.close()
+
+    async def test_a_certificate_that_names_nobody(self, open_kafka: Any, tmp_path: Path) -> None:
+        """TLS believes it, the node does not know who it is."""
+        kafka = await open_kafka(listeners__kafka__plain=False, listeners__kafka__tls="mutual-optional")
+        paths = ensure_development_ca(Path(kafka.node.config.node.certs), [], datetime.now(UTC))
+        authority = x509.load_pem_x509_certificate(paths.ca.read_bytes())
+        signer = serialization.load_pem_private_key(paths.ca_key.read_bytes(), None)
+        assert isinstance(signer, ec.EllipticCurvePrivateKey)
+        key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+        nameless = x509.CertificateBuilder(
+            authority.subject, x509.Name([]), key.public_key(), 7, now - timedelta(hours=1), now + timedelta(hours=1)
+        ).add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
+        encoding = serialization.Encoding.PEM
+        secret = key.private_bytes(encoding, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        (tmp_path / "nobody.pem").write_bytes(secret + nameless.sign(signer, hashes.SHA256()).public_bytes(encoding))
+        context = self.trusting(kafka)
+        context.load_cert_chain(tmp_path / "nobody.pem")
+        client = await self.connect(kafka, context)
+        client.send(METADATA, 12, topics=[])
+        assert await client.closed()
+        await client.close()
+        assert kafka.count("refused_total", protocol="kafka", reason="unauthenticated") == 1
+        await kafka.node.stop()
+        [line] = [line for line in audited(kafka) if line["event"] == "identity"]
+        assert (line["outcome"], "no common name" in line["reason"]) == ("refused", True)
 
     async def test_without_a_certificate_where_one_may_be_given(self, open_kafka: Any) -> None:
         kafka = await open_kafka(listeners__kafka__plain=False, listeners__kafka__tls="mutual-optional")

@@ -41,6 +41,13 @@ class Member(threading.Thread):
             self.errors.append(error)
 
     def consume(self, consumer: Any) -> None:
+        while not self.leaving.is_set():
+            self.poll(consumer)
+            self.assigned = {one.partition for one in consumer.assignment()}
+        consumer.close()
+        self.assigned = set()
+
+    def poll(self, consumer: Any) -> None:
         raise NotImplementedError
 
     def leave(self) -> None:
@@ -50,26 +57,18 @@ class Member(threading.Thread):
 
 
 class ConfluentMember(Member):
-    def consume(self, consumer: Any) -> None:
-        while not self.leaving.is_set():
-            message = consumer.poll(0.1)
-            if message is not None and message.error() is None:
-                self.values.append(message.value())
-            elif message is not None and message.error().code() != KafkaError._PARTITION_EOF:
-                self.errors.append(message.error())
-            self.assigned = {one.partition for one in consumer.assignment()}
-        consumer.close()
-        self.assigned = set()
+    def poll(self, consumer: Any) -> None:
+        message = consumer.poll(0.1)
+        if message is not None and message.error() is None:
+            self.values.append(message.value())
+        elif message is not None and message.error().code() != KafkaError._PARTITION_EOF:
+            self.errors.append(message.error())
 
 
 class KafkaPythonMember(Member):
-    def consume(self, consumer: Any) -> None:
-        while not self.leaving.is_set():
-            for records in consumer.poll(timeout_ms=100).values():
-                self.values += [record.value for record in records]
-            self.assigned = {one.partition for one in consumer.assignment()}
-        consumer.close()
-        self.assigned = set()
+    def poll(self, consumer: Any) -> None:
+        for records in consumer.poll(timeout_ms=100).values():
+            self.values += [record.value for record in records]
 
 
 def sasl(kafka: Any) -> dict[str, Any]:
@@ -98,21 +97,24 @@ def kafka_python(kafka: Any, **settings: Any) -> Callable[[], Any]:
     def make() -> Any:
         from kafka import KafkaConsumer
 
-        return KafkaConsumer(
-            "orders",
-            bootstrap_servers=kafka.bootstrap,
-            security_protocol="SASL_PLAINTEXT",
-            sasl_mechanism="PLAIN",
-            sasl_plain_username="token",
-            sasl_plain_password=kafka.admin,
-            group_id="g",
-            auto_offset_reset="earliest",
-            session_timeout_ms=SESSION_MS,
-            heartbeat_interval_ms=300,
-            **settings,
-        )
+        return KafkaConsumer("orders", **in_python(kafka), **settings)
 
     return make
+
+
+def in_python(kafka: Any) -> dict[str, Any]:
+    """As kafka-python and aiokafka spell them."""
+    return {
+        "bootstrap_servers": kafka.bootstrap,
+        "security_protocol": "SASL_PLAINTEXT",
+        "sasl_mechanism": "PLAIN",
+        "sasl_plain_username": "token",
+        "sasl_plain_password": kafka.admin,
+        "group_id": "g",
+        "auto_offset_reset": "earliest",
+        "session_timeout_ms": SESSION_MS,
+        "heartbeat_interval_ms": 300,
+    }
 
 
 async def until(what: Callable[[], bool], members: list[Any], why: str) -> None:
@@ -125,13 +127,12 @@ async def until(what: Callable[[], bool], members: list[Any], why: str) -> None:
 
 
 async def until_shared(members: list[Any]) -> None:
+    await until(lambda: shared([member.assigned for member in members]), members, "the partitions are not shared")
+
+
+def shared(parts: list[set[int]]) -> bool:
     """Every partition with one of them, each with its part."""
-
-    def shared() -> bool:
-        parts = [member.assigned for member in members]
-        return sorted(partition for part in parts for partition in part) == list(range(PARTITIONS)) and all(parts)
-
-    await until(shared, members, "the partitions are not shared")
+    return sorted(partition for part in parts for partition in part) == list(range(PARTITIONS)) and all(parts)
 
 
 def produce(kafka: Any, first: int, count: int) -> None:
@@ -256,23 +257,9 @@ async def test_a_static_member_that_restarts(kafka: Any, crowd: list[Any], proto
 async def test_aiokafka_members(kafka: Any) -> None:
     from aiokafka import AIOKafkaConsumer
 
-    def member() -> Any:
-        return AIOKafkaConsumer(
-            "orders",
-            bootstrap_servers=kafka.bootstrap,
-            security_protocol="SASL_PLAINTEXT",
-            sasl_mechanism="PLAIN",
-            sasl_plain_username="token",
-            sasl_plain_password=kafka.admin,
-            group_id="g",
-            auto_offset_reset="earliest",
-            session_timeout_ms=SESSION_MS,
-            heartbeat_interval_ms=300,
-        )
-
     await asyncio.to_thread(produce, kafka, 0, RECORDS)
     values: set[bytes] = set()
-    members = [member() for _ in range(3)]
+    members = [AIOKafkaConsumer("orders", **in_python(kafka)) for _ in range(3)]
     await asyncio.gather(*[one.start() for one in members])
     try:
 
@@ -284,7 +271,7 @@ async def test_aiokafka_members(kafka: Any) -> None:
             for _ in range(DEADLINE_S * 5):
                 await asyncio.gather(*[read(one) for one in those])
                 parts = [{place.partition for place in one.assignment()} for one in those]
-                if sorted(partition for part in parts for partition in part) == list(range(PARTITIONS)) and all(parts):
+                if shared(parts):
                     return
             raise AssertionError(parts)
 

@@ -37,28 +37,28 @@ class TestHeartbeat:
     async def test_joining_sharing_and_leaving(self, kafka: Any) -> None:
         client = await kafka.client()
         first = await beat(client, member_id="a")
-        assert (first.error_code, first.member_id, first.member_epoch) == (0, "a", 1)
+        assert (first.error_code, first.member_id, first.member_epoch) == (0, "a", 2)
         assert partitions(first) == [0, 1]
         assert first.heartbeat_interval.total_seconds() == 5
         second = await beat(client, member_id="b")
-        assert (second.member_epoch, partitions(second)) == (2, [])
+        assert (second.member_epoch, partitions(second)) == (3, [])
         owned = [{"topic_id": one.topic_id, "partitions": one.partitions} for one in first.assignment.topic_partitions]
-        told = await beat(client, member_id="a", member_epoch=1, topic_partitions=owned)
+        told = await beat(client, member_id="a", member_epoch=2, topic_partitions=owned)
         assert len(partitions(told)) == 1
         owned = [{"topic_id": one.topic_id, "partitions": one.partitions} for one in told.assignment.topic_partitions]
-        assert (await beat(client, member_id="a", member_epoch=1, topic_partitions=owned)).member_epoch == 2
-        assert len(partitions(await beat(client, member_id="b", member_epoch=2))) == 1
+        assert (await beat(client, member_id="a", member_epoch=2, topic_partitions=owned)).member_epoch == 3
+        assert len(partitions(await beat(client, member_id="b", member_epoch=3))) == 1
         left = await beat(client, member_id="a", member_epoch=-1)
-        assert (left.error_code, left.member_epoch) == (0, -1)
-        assert (await beat(client, member_id="a", member_epoch=2)).error_code == UNKNOWN_MEMBER
-        assert partitions(await beat(client, member_id="b", member_epoch=2)) == [0, 1]
+        assert (left.error_code, left.member_epoch, left.heartbeat_interval.total_seconds()) == (0, -1, 0)
+        assert (await beat(client, member_id="a", member_epoch=3)).error_code == UNKNOWN_MEMBER
+        assert partitions(await beat(client, member_id="b", member_epoch=3)) == [0, 1]
 
     async def test_the_node_makes_the_id_in_version_0(self, kafka: Any) -> None:
         client = await kafka.client()
         made = await beat(client, 0, member_id="")
         assert made.error_code == 0
         assert len(made.member_id) == 36
-        assert (await beat(client, 0, member_id=made.member_id, member_epoch=1)).error_code == 0
+        assert (await beat(client, 0, member_id=made.member_id, member_epoch=2)).error_code == 0
 
     @pytest.mark.parametrize(
         ("fields", "code"),
@@ -89,7 +89,7 @@ class TestHeartbeat:
     async def test_fencing(self, kafka: Any) -> None:
         client = await kafka.client()
         await beat(client)
-        assert (await beat(client, member_epoch=2)).error_code == FENCED_EPOCH
+        assert (await beat(client, member_epoch=3)).error_code == FENCED_EPOCH
         assert (await beat(client, member_id="n", member_epoch=1)).error_code == UNKNOWN_MEMBER
 
     async def test_who_may_not(self, kafka: Any) -> None:
@@ -122,8 +122,8 @@ class TestOffsets:
             fetched = (await client.call(9, 9, groups=asked)).groups[0]
             return answer.topics[0].partitions[0].error_code, fetched.error_code
 
-        assert await said("m", 1) == (0, 0)
-        assert await said("m", 2) == (STALE_EPOCH, STALE_EPOCH)
+        assert await said("m", 2) == (0, 0)
+        assert await said("m", 3) == (STALE_EPOCH, STALE_EPOCH)
         assert await said("n", 1) == (UNKNOWN_MEMBER, UNKNOWN_MEMBER)
         assert (await fetch(client, ORDERS)).topics[0].partitions[0].committed_offset == 7, "tools need not be members"
         assert await commit(client) == UNKNOWN_MEMBER
@@ -160,10 +160,10 @@ class TestDescribe:
         client = await kafka.client()
         await beat(client, instance_id="i", rack_id="r", server_assignor="range")
         found, missing = (await client.call(69, version, group_ids=["g", "nothing"])).groups
-        assert (found.error_code, found.group_state, found.group_epoch, found.assignment_epoch) == (0, "Stable", 1, 1)
+        assert (found.error_code, found.group_state, found.group_epoch, found.assignment_epoch) == (0, "Stable", 2, 2)
         assert found.assignor_name == "range"
         (member,) = found.members
-        assert (member.member_id, member.instance_id, member.rack_id, member.member_epoch) == ("m", "i", "r", 1)
+        assert (member.member_id, member.instance_id, member.rack_id, member.member_epoch) == ("m", "i", "r", 2)
         assert (member.client_id, member.client_host, member.subscribed_topic_names) == ("test", "/127.0.0.1", ("orders",))
         for part in (member.assignment, member.target_assignment):
             assert [(one.topic_name, one.partitions) for one in part.topic_partitions] == [("orders", (0, 1))]

@@ -99,7 +99,7 @@ class TestRights:
         for role in ("admin", "publisher", "some-keys"):
             client = await kafka.client(kafka.token(role))
             found[role] = (await client.call(METADATA, 12, **asked)).topics[0].topic_authorized_operations
-        assert found["admin"] == 0b1101_1101_1000  # read, write, delete, alter, describe, and the configs
+        assert found["admin"] == 0b1101_1111_1000  # read, write, create, delete, alter, describe, and the configs
         assert found["publisher"] == 0b0101_0001_0000
         assert found["some-keys"] == 0b0101_0001_1000
         assert (await client.call(METADATA, 12, topics=[{"name": "orders"}])).topics[0].topic_authorized_operations == NOT_ASKED
@@ -170,12 +170,21 @@ class TestPages:
         answer = await client.call(DESCRIBE_TOPIC_PARTITIONS, 0, topics=[{"name": "nowhere"}])
         assert answer.topics[0].error_code == UNKNOWN_TOPIC
 
-    @pytest.mark.parametrize("fields", [{"response_partition_limit": 0}, {"cursor": {"topic_name": "a", "partition_index": -1}}])
-    async def test_nonsense_ends_the_connection(self, kafka: Any, fields: dict[str, Any]) -> None:
+    async def test_a_limit_below_one_is_one(self, kafka: Any) -> None:
+        """As Apache Kafka takes it: max(limit, 1)."""
+        await make(kafka, "a", partitions=2)
+        client = await kafka.client()
+        answer = await client.call(DESCRIBE_TOPIC_PARTITIONS, 0, topics=[{"name": "a"}], response_partition_limit=0)
+        assert [(topic.name, [one.partition_index for one in topic.partitions]) for topic in answer.topics] == [("a", [0])]
+        assert (answer.next_cursor.topic_name, answer.next_cursor.partition_index) == ("a", 1)
+
+    async def test_a_cursor_before_the_first_partition_is_refused(self, kafka: Any) -> None:
         await make(kafka, "a")
         client = await kafka.client()
-        client.send(DESCRIBE_TOPIC_PARTITIONS, 0, topics=[{"name": "a"}], **fields)
-        assert await client.closed()
+        cursor = {"topic_name": "a", "partition_index": -1}
+        answer = await client.call(DESCRIBE_TOPIC_PARTITIONS, 0, topics=[{"name": "a"}], cursor=cursor)
+        assert [(topic.error_code, topic.partitions) for topic in answer.topics] == [(INVALID_REQUEST, ())]
+        assert answer.next_cursor is None
 
 
 class TestQuotas:

@@ -166,14 +166,6 @@ async def test_a_fetch_waits_and_the_connection_goes_on_in_order(kafka: Any) -> 
     assert (await client.receive(METADATA, 12, second)).brokers
 
 
-async def test_a_fetch_session_is_not_made(kafka: Any) -> None:
-    client = await create(kafka)
-    made = await client.call(FETCH, NAMED, max_wait=0, min_bytes=0, session_epoch=0, topics=[])
-    assert (made.error_code, made.session_id) == (0, 0)
-    kept = await client.call(FETCH, NAMED, max_wait=0, min_bytes=0, session_id=7, session_epoch=1, topics=[])
-    assert (kept.error_code, kept.responses) == (ErrorCode.FETCH_SESSION_ID_NOT_FOUND, ())
-
-
 async def test_an_epoch_that_does_not_exist_yet(kafka: Any) -> None:
     client = await create(kafka)
     found = await fetch(client, wait_ms=5_000, wanted={"current_leader_epoch": 1})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import msgspec
@@ -271,8 +272,8 @@ async def test_what_administrators_see(caller: Caller) -> None:
         (0, {"state_filters": ["Dead"]}, set()),
         (0, {"state_filters": ["Nonsense"]}, set()),
         (0, {"producer_id_filters": [77]}, set()),
-        (1, {"duration_filter": 0}, {"t"}),
-        (1, {"duration_filter": 3_600_000}, set()),
+        (1, {"duration_filter": 0}, {"t", "idle"}),
+        (1, {"duration_filter": 3_600_000}, {"idle"}),  # which never began
         (2, {"duration_filter": -1, "transactional_id_pattern": "i.*"}, {"idle"}),
         (2, {"duration_filter": -1, "transactional_id_pattern": None}, {"t", "idle"}),
     ],
@@ -280,11 +281,13 @@ async def test_what_administrators_see(caller: Caller) -> None:
 async def test_listing(caller: Caller, version: int, asked: dict[str, Any], found: set[str]) -> None:
     await caller.begin("idle")
     await caller.add("t", await caller.begin("t"), 0)
+    await asyncio.sleep(0.002)  # longer ago than 0 ms
     answer = await caller.client.call(66, version, **{"state_filters": [], "producer_id_filters": []} | asked)
     assert {one.transactional_id for one in answer.transaction_states} == found
     assert answer.unknown_state_filters == (("Nonsense",) if asked.get("state_filters") == ["Nonsense"] else ())
 
 
-async def test_a_pattern_that_is_none(caller: Caller) -> None:
-    asked = {"state_filters": [], "producer_id_filters": [], "duration_filter": -1, "transactional_id_pattern": "("}
+@pytest.mark.parametrize("pattern", ["(", "a" * 1_025, "((a{100}){100}){100}"])
+async def test_a_pattern_that_is_none(caller: Caller, pattern: str) -> None:
+    asked = {"state_filters": [], "producer_id_filters": [], "duration_filter": -1, "transactional_id_pattern": pattern}
     assert (await caller.client.call(66, 2, **asked)).error_code == 128

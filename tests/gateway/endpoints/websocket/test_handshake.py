@@ -8,6 +8,7 @@ import json
 import pytest
 from websockets import InvalidStatus
 
+from security.identity.failed_logins import FailedLoginOptions, FailedLogins
 from tests.gateway.endpoints.websocket.conftest import masked, until, upgrade
 
 
@@ -71,11 +72,23 @@ class TestCredentials:
         problem = json.loads(response.body)
         assert problem["instance"] == response.headers["X-Request-Id"]
         assert node.count("refused_total", reason="credentials-invalid") == 1
+        assert [(entry[0], entry[4]) for entry in node.audited] == [("identity", "refused")]
 
     async def test_bad_subprotocol_token_closes_with_a_code_a_page_can_see(self, node):
         async with node.anybody(subprotocols=["sprawl.v1.json", "bearer.wrong"]) as client:
             assert (await client.hear())["problem"]["type"] == "/problems/credentials-invalid"
             assert (await client.closed())[0] == 4401
+
+    async def test_who_has_failed_too_often_is_told_to_come_later(self, node):
+        options = FailedLoginOptions(failures_free=1, delay_ms=60_000, delay_ms_max=60_000)
+        node.pipeline.failed_logins = FailedLogins(options, node.clock.monotonic_ms)
+        for code, slug in ((4401, "credentials-invalid"), (4429, "logins-throttled")):
+            async with node.anybody() as client:
+                problem = (await client.ask({"op": "auth", "token": "wrong"}))["problem"]
+                assert problem["type"] == f"/problems/{slug}"
+                assert (await client.closed())[0] == code
+        async with node.anybody() as client:
+            assert (await client.ask({"op": "auth", "token": node.token()}))["op"] == "ready"
 
     async def test_bad_first_message_token(self, node):
         async with node.anybody() as client:

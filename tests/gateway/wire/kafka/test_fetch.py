@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import struct
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -137,3 +138,22 @@ class TestBuild:
         assert answer.responses == ()
         if version >= SESSIONS_FROM:
             assert (answer.error_code, answer.session_id) == (70, 0)
+
+
+@pytest.mark.parametrize("version", [12, 13, 18])
+@pytest.mark.parametrize("tagged", [(), (0,), (1,), (2,), (0, 1, 2)])
+def test_tagged_fields_of_partitions_are_passed_over_wherever_they_are(version: int, tagged: tuple[int, ...]) -> None:
+    topic = TOPIC_ID.bytes if version >= TOPIC_IDS_FROM else b"\x07orders"
+    head = (
+        struct.pack(">iiibii", 500, 1, 1_000, 0, 0, -1) if version >= 15 else struct.pack(">iiiibii", -1, 500, 1, 1_000, 0, 0, -1)
+    )
+    rows = [
+        struct.pack(">iiqiqi", number, -1, 10 + number, -1, -1, 99) + (b"\x01\x05\x03abc" if number in tagged else b"\x00")
+        for number in range(3)
+    ]
+    body = head + b"\x02" + topic + b"\x04" + b"".join(rows) + b"\x00" + b"\x01" + b"\x01" + b"\x00"
+    [(_, wanted)] = parse_fetch(version, memoryview(body)).topics
+    assert list(wanted) == [PartitionWanted(number, 10 + number, 99, -1) for number in range(3)]
+    for end in range(len(body)):
+        with pytest.raises(MessageInvalid):
+            parse_fetch(version, memoryview(body[:end]))

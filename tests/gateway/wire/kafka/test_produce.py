@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import importlib
 import io
+import struct
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from kio.serial import entity_reader, entity_writer
 
 from gateway.wire.kafka.errors import MessageInvalid
 from gateway.wire.kafka.primitives import PARTITIONS_MAX
-from gateway.wire.kafka.produce import HIGH, LOW, TOPIC_IDS_FROM, PartitionAnswer, build_produce, parse_produce
+from gateway.wire.kafka.produce import (
+    FLEXIBLE_FROM,
+    HIGH,
+    LOW,
+    TOPIC_IDS_FROM,
+    PartitionAnswer,
+    ProduceRequest,
+    _parse_flexible,
+    _parse_usual,
+    build_produce,
+    parse_produce,
+)
 
 VERSIONS = range(LOW, HIGH + 1)
 TOPIC_ID = UUID(int=7)
@@ -125,3 +139,51 @@ def test_kio_reads_the_answer(version: int) -> None:
         assert (good.record_errors, good.error_message) == ((), None)
         assert [(each.batch_index, each.batch_index_error_message) for each in bad.record_errors] == [(2, "no key"), (5, None)]
         assert bad.error_message == "refused"
+
+
+@pytest.mark.parametrize("version", range(FLEXIBLE_FROM, HIGH + 1))
+class TestUsual:
+    """One batch of one partition is read and answered in fewer steps."""
+
+    def body(self, version: int, records: bytes | None = b"r" * 200) -> bytes:
+        schema: Any = importlib.import_module(f"kio.schema.produce.v{version}.request")
+        named: dict[str, Any] = {"topic_id": TOPIC_ID} if version >= TOPIC_IDS_FROM else {"name": "orders"}
+        places = (schema.PartitionProduceData(index=3, records=records),)
+        topics = (schema.TopicProduceData(**named, partition_data=places),)
+        request = schema.ProduceRequest(transactional_id=None, acks=1, timeout=timedelta(milliseconds=9), topic_data=topics)
+        written = io.BytesIO()
+        entity_writer(schema.ProduceRequest)(written, request)
+        return written.getvalue()
+
+    def test_it_is_read_so(self, version: int) -> None:
+        body = memoryview(self.body(version))
+        usual = _parse_usual(version, body)
+        assert usual is not None
+        assert told(usual) == told(_parse_flexible(version, body))
+
+    @given(data=st.data())
+    def test_whatever_is_changed_in_it_both_say_the_same(self, version: int, data: st.DataObject) -> None:
+        body = bytearray(self.body(version))
+        for at in data.draw(st.lists(st.integers(0, 40), max_size=3)):
+            body[at] = data.draw(st.sampled_from([0, 1, 2, 3, 0x7F, 0x80, 0xFF]))
+        view = memoryview(bytes(body))[: data.draw(st.sampled_from([len(body), len(body) - 1, 40, 31]))]
+        assert outcome(parse_produce, version, view) == outcome(_parse_flexible, version, view)
+
+    def test_it_is_answered_so(self, version: int) -> None:
+        topic = TOPIC_ID.bytes if version >= TOPIC_IDS_FROM else "orders"
+        for answer in (PartitionAnswer(3, 0, 7, -1, 2), PartitionAnswer(3, 87, record_errors=[(1, "why")], message="what")):
+            several = build_produce(version, [(topic, [answer]), (topic, [answer])])
+            one = build_produce(version, [(topic, [answer])])
+            assert several == b"\x03" + one[1:-5] * 2 + bytes(5)
+
+
+def told(request: ProduceRequest) -> Any:
+    topics = [(topic, [(at, None if one is None else bytes(one)) for at, one in places]) for topic, places in request.topics]
+    return request.transactional_id, request.acks, request.timeout_ms, topics
+
+
+def outcome(parse: Any, version: int, body: memoryview) -> Any:
+    try:
+        return told(parse(version, body))
+    except (MessageInvalid, IndexError, struct.error):
+        return "refused"
