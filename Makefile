@@ -95,7 +95,7 @@ lock:
 clean:
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-bench: setup-test
+bench: setup-test setup-kafka
 	$(BIN)/python bench/run.py --save
 
 # One world: make simulate SEED=7 RUNS=1. Started again with the same RESULTS, a set that was stopped goes on.

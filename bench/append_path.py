@@ -21,8 +21,9 @@ import uvloop
 from broker.batch import build
 from broker.engine.base import Append
 from broker.engine.embedded import EmbeddedEngine
+from broker.freed_memory import keep_freed_memory
 from broker.log.keystore_blob import KeyStoreBlob
-from broker.machine import MachineDisk, MachineSeams, calm_collector, keep_freed_memory
+from broker.machine import MachineDisk, MachineSeams, calm_collector
 from security.crypto.keystore import KeyStore
 from security.crypto.kms import LocalFileKms
 

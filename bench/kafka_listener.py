@@ -1,6 +1,6 @@
 """Kafka clients at a Sprawl node beside a warm Apache Kafka 4.3.1, in one run, taking turns.
 
-    python bench/kafka_listener.py [--mib 256] [--rounds 3] [--warm-mib 2048] [--only produce,requests,many] [--profile FILE]
+    python bench/kafka_listener.py [--mib 256] [--rounds 3] [--warm-mib 2048] [--only produce,requests,tail,many] [--json FILE]
 
 Both promise the same: what is acknowledged was handed to the operating system (Sprawl: `durability = "os"`, Kafka: its default).
 Sprawl seals every batch (AES-256-GCM) and its client has authenticated (SASL PLAIN); Kafka stores in clear and asks nobody.
@@ -8,8 +8,12 @@ Topics are made beforehand. A third server is Sprawl with `durability = "fsync"`
 
 The client is the same for all, one connection, and does as little as can be: it sends Produce requests that were built before
 (one batch of 128 KiB before compression, acks all, five in flight, as librdkafka does), and asks for 1 MiB of a partition at a
-time. So what is measured is the server. CPU time is the process's, read from the system. Prints a table, MET or MISSED, then one
-JSON object.
+time. So what is measured is the server. CPU time is the process's, read from the system: what goes on behind the appends (Sprawl
+syncs, seals and merges its files) counts for the produce, as the next case begins when the server is idle. Memory is looked at
+when it is idle too. What the kernel does on its own for a process counts for nobody; Apache Kafka leaves it all writing to disk,
+Sprawl syncs a full file itself.
+
+Prints medians and (from - to) of the rounds, MET or MISSED, then the medians as one JSON object. Six minutes.
 """
 
 from __future__ import annotations
@@ -25,8 +29,9 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -46,6 +51,10 @@ FETCH_BYTES = 1024 * 1024
 MANY_PARTITIONS = 1_000
 MANY_CONNECTIONS = 200
 HEAP_MIB = 1_024
+LEADING_S_MAX = 60.0  # for so long a topic's partitions may have no leader yet
+IDLE_LOOK_S, IDLE_CPU_S, IDLE_WAIT_S_MAX = 0.5, 0.04, 15.0  # idle: at most so much CPU within a look
+# The node as it is installed: kio imports Hypothesis where it finds it, which takes 8 MiB that only a checkout has.
+NODE = "import sys; sys.modules['hypothesis'] = None; from gateway.cli.main import main; main()"
 WORDS = [f"{word}-{number}" for number in range(64) for word in ("order", "customer", "amount", "region", "status", "item")]
 
 CASES = [(size, codec) for size in (1_024, 100) for codec in (Compression.NONE, Compression.LZ4)]
@@ -74,8 +83,18 @@ class Server:
     def rss_mib(self) -> float:
         return self.process.memory_info().rss / 2**20
 
+    def settle(self) -> float:
+        """Wait until nothing goes on any more that was asked for before; the CPU time at which that was over."""
+        until, cpu_s = time.perf_counter() + IDLE_WAIT_S_MAX, self.cpu_s()
+        while time.perf_counter() < until:
+            time.sleep(IDLE_LOOK_S)
+            before, cpu_s = cpu_s, self.cpu_s()
+            if cpu_s - before <= IDLE_CPU_S:
+                return before
+        return cpu_s
+
     def admin(self) -> AdminClient:
-        config: dict[str, Any] = {"bootstrap.servers": self.bootstrap}
+        config: dict[str, Any] = {"bootstrap.servers": self.bootstrap, "log_level": 4}
         if self.token:
             config |= {"security.protocol": "SASL_PLAINTEXT", "sasl.mechanism": "PLAIN"}
             config |= {"sasl.username": "token", "sasl.password": self.token}
@@ -97,8 +116,8 @@ class Sprawl(Server):
             "log.durability": durability,
         }
         self._profile = profile
-        measured = ["-m", "cProfile", "-o", profile] if profile else []
-        command = [sys.executable, *measured, "-m", "gateway.cli.main", "serve", "--home", str(home), "--json"]
+        program = ["-m", "cProfile", "-o", profile, "-m", "gateway.cli.main"] if profile else ["-c", NODE]
+        command = [sys.executable, *program, "serve", "--home", str(home), "--json"]
         for name, value in settings.items():
             command += ["--set", f"{name}={value}"]
         self._child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
@@ -202,11 +221,19 @@ def check_produced(answer: memoryview, topic: str) -> None:
 
 def produce(connection: Connection, topic: str, partition: int, batch: bytes, count: int, in_flight: int = IN_FLIGHT) -> None:
     request = produce_request(topic, partition, batch)
-    for number in range(count + in_flight):
-        if number >= in_flight:
+    pipelined(connection, topic, (request for _ in range(count)), in_flight)
+
+
+def pipelined(connection: Connection, topic: str, requests: Iterable[bytes], in_flight: int = IN_FLIGHT) -> None:
+    waiting = 0
+    for request in requests:
+        if waiting == in_flight:
             check_produced(connection.receive(), topic)
-        if number < count:
-            connection.socket.sendall(request)
+            waiting -= 1
+        connection.socket.sendall(request)
+        waiting += 1
+    for _ in range(waiting):
+        check_produced(connection.receive(), topic)
 
 
 def fetch_request(topic: str, places: list[tuple[int, int]]) -> bytes:
@@ -266,9 +293,12 @@ def consume(connection: Connection, topic: str, end_offset: int) -> int:
 
 @contextmanager
 def measured(server: Server, into: dict[str, Any], raw_bytes: int, requests: int = 0) -> Iterator[None]:
+    """Time until the client has its answers, CPU until the server is idle again."""
+    server.settle()
     cpu_s, began = server.cpu_s(), time.perf_counter()
     yield
-    took_s, cpu_s = time.perf_counter() - began, server.cpu_s() - cpu_s
+    took_s = time.perf_counter() - began
+    cpu_s = server.settle() - cpu_s
     into["mb_s"] = raw_bytes / took_s / 1e6
     into["cpu_s_gb"] = cpu_s / raw_bytes * 1e9
     if requests:
@@ -311,6 +341,7 @@ class Bench:
                 for server in servers if number % 2 == 0 else reversed(servers):
                     part(server, round[server.name])
             for server in servers:
+                server.settle()
                 round[server.name]["memory"] = {"rss_mib": server.rss_mib()}
                 found[server.name].append(round[server.name])
             print(f"  round {number + 1} done, load {os.getloadavg()[0]:.1f}", flush=True)
@@ -322,6 +353,8 @@ class Bench:
             parts += [partial(self._case, size=size, codec=codec) for size, codec in CASES]
         if "requests" in self._only:
             parts.append(self._requests)
+        if "tail" in self._only:
+            parts.append(self._tail)
         if "many" in self._only:
             parts += [self._many_partitions, self._many_connections]
         return parts
@@ -351,13 +384,24 @@ class Bench:
         with measured(server, found.setdefault("one record a request", {}), count * 100, count):
             produce(connection, topic, 0, self._one, count, 1)
 
+    def _tail(self, server: Server, found: dict[str, dict[str, Any]]) -> None:
+        """A consumer at the live end, on a connection of its own, while another one produces."""
+        batch, in_batch = self._batches[1_024, Compression.NONE], BATCH_BYTES // 1_024
+        topic, count = self._create(server), max(1, self._bytes // BATCH_BYTES)
+        reading = threading.Thread(target=consume, args=(Connection(server), topic, 1 + count * in_batch))
+        with measured(server, found.setdefault("produce and consume at once", {}), count * in_batch * 1_024):
+            reading.start()
+            produce(Connection(server), topic, 0, batch, count)
+            reading.join(60)
+        if reading.is_alive():
+            raise TimeoutError(f"{server.name}: the consumer did not get to the end within a minute")
+
     def _many_partitions(self, server: Server, found: dict[str, dict[str, Any]]) -> None:
         batch, in_batch = self._batches[1_024, Compression.NONE], BATCH_BYTES // 1_024
         topic, count = self._create(server, MANY_PARTITIONS), max(1, self._bytes // BATCH_BYTES)
         connection = Connection(server)
         with measured(server, found.setdefault("produce to 1,000 partitions", {}), count * in_batch * 1_024):
-            for number in range(count):
-                produce(connection, topic, number % MANY_PARTITIONS, batch, 1, 1)
+            pipelined(connection, topic, (produce_request(topic, number % MANY_PARTITIONS, batch) for number in range(count)))
         offsets = dict.fromkeys(range(MANY_PARTITIONS), 0)
         with measured(server, found.setdefault("consume from 1,000 partitions", {}), count * in_batch * 1_024):
             left = count * in_batch + MANY_PARTITIONS
@@ -385,10 +429,13 @@ class Bench:
 
     def _first(self, connection: Connection, topic: str, partition: int) -> None:
         """Apache Kafka takes a while to lead so many partitions."""
+        until = time.perf_counter() + LEADING_S_MAX
         while True:
             try:
                 return produce(connection, topic, partition, self._one, 1, 1)
             except AssertionError:
+                if time.perf_counter() > until:
+                    raise
                 time.sleep(0.05)
 
 
@@ -401,20 +448,29 @@ GOALS: list[tuple[str, str, Callable[[float, float], float], float, bool]] = [
 ]
 
 
-def medians(rounds: list[dict[str, dict[str, Any]]]) -> dict[str, dict[str, float]]:
+Rounds = list[dict[str, dict[str, Any]]]
+
+
+def medians(rounds: Rounds) -> dict[str, dict[str, float]]:
     return {
         case: {what: statistics.median([one[case][what] for one in rounds]) for what in rounds[0][case]} for case in rounds[0]
     }
 
 
-def table(results: dict[str, dict[str, dict[str, float]]]) -> list[str]:
-    names = list(results)
+def table(rounds: dict[str, Rounds]) -> list[str]:
+    names = list(rounds)
     lines = ["| case | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
-    for case, whats in results[names[0]].items():
+    for case, whats in rounds[names[0]][0].items():
         for what in whats:
-            cells = [f"{results[name][case][what]:,.2f}" for name in names]
+            cells = [cell([one[case][what] for one in rounds[name]]) for name in names]
             lines.append(f"| {case}: {what} | " + " | ".join(cells) + " |")
     return lines
+
+
+def cell(values: list[float]) -> str:
+    digits = 0 if min(values) >= 100 else 2
+    middle, least, most = (f"{value:,.{digits}f}" for value in (statistics.median(values), min(values), max(values)))
+    return middle if least == most else f"{middle} ({least} - {most})"
 
 
 def judged(results: dict[str, dict[str, dict[str, float]]]) -> list[str]:
@@ -435,8 +491,9 @@ def main() -> None:
     parser.add_argument("--mib", type=int, default=256, help="of records, in each case and round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--warm-mib", type=int, default=2_048)
-    parser.add_argument("--only", default="produce,requests,many")
+    parser.add_argument("--only", default="produce,requests,tail,many")
     parser.add_argument("--servers", default="sprawl,kafka,fsync")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all rounds there as well")
     parser.add_argument("--profile", help="write a cProfile of the node there (then its figures mean nothing)")
     chosen = parser.parse_args()
     bench = Bench(chosen.mib, set(chosen.only.split(",")))
@@ -455,9 +512,11 @@ def main() -> None:
     print(
         f"\n{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}, medians of {chosen.rounds} rounds\n"
     )
-    print("\n".join(table(results)), "\n")
+    print("\n".join(table(rounds)), "\n")
     if {"sprawl", "kafka"} <= set(results):
         print("\n".join(judged(results)), "\n")
+    if chosen.json:
+        chosen.json.write_text(json.dumps({"medians": results, "rounds": rounds}, indent=2) + "\n")
     print(json.dumps(results))
 
 

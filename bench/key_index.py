@@ -25,9 +25,10 @@ import uvloop
 from broker.batch import build, keys
 from broker.engine.base import Append
 from broker.engine.embedded import EmbeddedEngine
+from broker.freed_memory import keep_freed_memory
 from broker.log.keystore_blob import KeyStoreBlob
 from broker.log.options import LogOptions
-from broker.machine import MachineDisk, MachineSeams, keep_freed_memory
+from broker.machine import MachineDisk, MachineSeams
 from security.crypto.keystore import KeyStore
 from security.crypto.kms import LocalFileKms
 

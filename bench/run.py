@@ -18,7 +18,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bench.kafka_listener import GOALS
+
 HERE = Path(__file__).parent
+QUICK_KAFKA = ["--mib", "32", "--rounds", "1", "--warm-mib", "64"]
 
 
 class Budget(NamedTuple):
@@ -105,6 +108,16 @@ BUDGETS = [
 ]
 
 
+def of_kafka(case: str, what: str, ratio: Callable[[float, float], float]) -> Callable[[dict[str, Any]], float]:
+    return lambda r: ratio(r["kafka_listener"]["sprawl"][case][what], r["kafka_listener"]["kafka"][case][what])
+
+
+BUDGETS += [
+    Budget(f"Kafka listener, {case}: {what} of Apache Kafka's", of_kafka(case, what, ratio), bound, at_least, "x")
+    for case, what, ratio, bound, at_least in GOALS
+]
+
+
 def run(script: str, *arguments: str) -> dict[str, Any]:
     print(f"running {script} ...", flush=True)
     done = subprocess.run([sys.executable, str(HERE / script), *arguments], check=True, stdout=subprocess.PIPE, text=True)
@@ -134,6 +147,7 @@ def main() -> None:
         "websocket": run("websocket_fanout.py", "--seconds", "1" if chosen.quick else "3"),
         "protocols": run("websocket_protocols.py", "--seconds", "1" if chosen.quick else "3"),
         "connections": run("connections.py", "--connections", "500" if chosen.quick else "10000"),
+        "kafka_listener": run("kafka_listener.py", *(QUICK_KAFKA if chosen.quick else [])),
     }
     results["machine"] = {
         "cpus": os.cpu_count(),

@@ -29,9 +29,11 @@ from broker.topics.configs import RULES
 from broker.transactions.transactions import TransactionStats
 from gateway.cli.main import VERBS, main
 from gateway.config import Config, variable_of
+from gateway.endpoints.kafka.fetch_sessions import SessionCounts
 from gateway.endpoints.send_buffers import SendBuffersStats
 from gateway.errors import TABLE, Translation
 from gateway.observe.metrics import NAMESPACE, Family, Metrics
+from security.identity.failed_logins import FailedLoginStats
 
 PULLED: Mapping[str, type] = {
     "engine": EngineStats,
@@ -40,6 +42,8 @@ PULLED: Mapping[str, type] = {
     "send_buffers": SendBuffersStats,
     "groups": GroupStats,
     "transactions": TransactionStats,
+    "failed_logins": FailedLoginStats,
+    "kafka_fetch_sessions": SessionCounts,
 }
 """What `gateway/app.py` gives to `Metrics.pull`; a test scrapes a node and finds every name on the page."""
 
