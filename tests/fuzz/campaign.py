@@ -155,9 +155,14 @@ def _last(pattern: str, text: str) -> int:
 def about(name: str) -> list[str]:
     """Sprawl's modules that a target imports by itself: what it is about."""
     tree = ast.parse((Path(__file__).parent / f"{name}.py").read_text())
-    imported = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
-    ours = {module for module in imported if module.split(".")[0] in ("broker", "gateway", "security")}
+    imported = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
+    named = {f"{node.module}.{one.name}" for node in imported for one in node.names} | {str(node.module) for node in imported}
+    ours = {module for module in named if module.split(".")[0] in ("broker", "gateway", "security") and _is_file(module)}
     return sorted(module for module in ours if not CARRIERS.search(module))
+
+
+def _is_file(module: str) -> bool:
+    return (ROOT / module.replace(".", "/")).with_suffix(".py").is_file()
 
 
 def function_lines(path: Path) -> Iterator[int]:

@@ -1,6 +1,7 @@
 """`sprawl certificates issue`, and a foreign Kafka client that comes in by what it wrote."""
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -64,14 +65,21 @@ def produce(settings: dict[str, Any]) -> KafkaError | None:
     return told[0]
 
 
+def trail(node: Node) -> list[dict[str, Any]]:
+    lines = (node.home / "audit.jsonl").read_bytes().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith(b"\n")]
+
+
 def test_a_kafka_client_comes_in_by_it_as_who_it_names(mutual: Node, tmp_path: Path) -> None:
     pem = issued(mutual, tmp_path, "device-7")
     assert produce(librdkafka(mutual, pem)) is None
     [record] = mutual.read("orders/eu/7")
     assert record["text"] == "hello"
-    trail = [json.loads(line) for line in (mutual.home / "audit.jsonl").read_text().splitlines()]
-    assert [line for line in trail if line["resource"] == "certificate device-7" and "by user" in line["reason"]]
-    assert [line for line in trail if line["action"] == "publish" and line["principal"] == "cert:device-7"]
+    assert [line for line in trail(mutual) if line["resource"] == "certificate device-7" and "by user" in line["reason"]]
+    until = time.monotonic() + 20  # a thread of the node writes the trail
+    while not [line for line in trail(mutual) if line["action"] == "publish" and line["principal"] == "cert:device-7"]:
+        assert time.monotonic() < until, "the publish is not audited"
+        time.sleep(0.02)
 
 
 def test_a_name_without_rights_is_known_and_may_nothing(mutual: Node, tmp_path: Path) -> None:
