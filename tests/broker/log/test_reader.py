@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from broker.log.files import LogFile
 from broker.log.footer import DamagedRange
 from broker.log.index import Place
+from broker.log.layout import FLAG_REWRITTEN
 from broker.log.reader import (
     PART_BATCH_BYTES_MIN,
     PART_BYTES_MIN,
@@ -41,6 +43,7 @@ class Written:
     """A journal of one topic, two partitions in turn: the calls are for one topic each."""
 
     def __init__(self, disk: MachineDisk, values: Sequence[bytes]) -> None:
+        self.disk = disk
         self.keystore: KeyStore = make_keystore(MemoryBlob())
         self.journal = Journal(make_keys(self.keystore), disk)
         for number, value in enumerate(values):
@@ -245,3 +248,27 @@ def test_a_chain_that_breaks_between_two_parts_is_seen(written: Written) -> None
     found = chained(wanted, opened)
     assert [stored.base_offset for stored in found.stored] == [0, 2, 3]
     assert [(lost.start, lost.end) for _, lost in found.damage] == [(1, 2)]
+
+
+@pytest.mark.parametrize("rewritten", [0, 1], ids=["before", "after"])
+def test_what_compaction_rewrote_is_chained_within_its_own_file_only(written: Written, rewritten: int) -> None:
+    """A reader was at work when compaction replaced a file: its next batch, of another file, names what was replaced."""
+    wanted = written.wanted(0, 2)
+    opened = [one for one in open_batches(written.journal.keys, wanted) if not isinstance(one, DamagedRange)]
+    opened[1] = opened[1]._replace(header=opened[1].header._replace(previous_tag=b"?" * 16))
+    marked = opened[rewritten]
+    opened[rewritten] = marked._replace(header=marked.header._replace(flags=marked.header.flags | FLAG_REWRITTEN))
+    another = LogFile(written.disk, written.journal.entry, written.journal.file.file)
+    found = chained([wanted[0], wanted[1]._replace(file=another)], opened)
+    assert ([stored.base_offset for stored in found.stored], found.damage) == ([0, 1], [])
+    if rewritten == 1:  # what is not rewritten may follow rewritten batches in their own file too: it names what was replaced
+        assert [lost.start for _, lost in chained(wanted, opened).damage] == [0]
+
+
+def test_what_was_not_rewritten_is_chained_over_files(written: Written) -> None:
+    wanted = written.wanted(0, 2)
+    opened = [one for one in open_batches(written.journal.keys, wanted) if not isinstance(one, DamagedRange)]
+    opened[1] = opened[1]._replace(header=opened[1].header._replace(previous_tag=b"?" * 16))
+    another = LogFile(written.disk, written.journal.entry, written.journal.file.file)
+    found = chained([wanted[0], wanted[1]._replace(file=another)], opened)
+    assert [lost.start for _, lost in found.damage] == [0]
