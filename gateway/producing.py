@@ -105,6 +105,7 @@ class _Way(msgspec.Struct, frozen=True):
     """What was found out about a session and a topic; good for this policy and this very `topic`: an altered one, or one made
     again under the name, is another object. Whether the credential holds is asked each time."""
 
+    topics: Mapping[str, Topic]  # a live view
     topic: Topic
     epoch: int
     decision: Decision
@@ -129,7 +130,7 @@ class Producing:
         self._rules: dict[str, Rules] = {}
         self._ways: dict[tuple[Session, str], _Way] = {}
         self._counted: dict[str, tuple[Any, Any]] = {}  # of each protocol: records and bytes
-        self._under_way = 0
+        self.under_way = 0
 
     async def produce(
         self,
@@ -179,6 +180,7 @@ class Producing:
         transactional_id: str | None = None,
         joins: bool = False,
         charged: bool = False,
+        judged: bool = False,
         opened: Opened = NOTHING_OPENED,
     ) -> Sequence[Produced] | None:
         """One answer for each batch, in their order; with `durable` False it says where the batch is to land, no more. None where
@@ -186,11 +188,16 @@ class Producing:
 
         `joins`: partitions join the transaction with their first batch (KIP-890). QuotaExceeded, Busy, Overloaded and
         IdentityProblem are about the request, of which nothing is stored, and are raised; so is Unopened, whose batches are
-        `opened` the next time. `charged`: its quotas were paid before it was asked to come again.
+        `opened` the next time. `charged`: its quotas were paid before it was asked to come again. `judged`: the credential was
+        found to hold in this very turn of the loop.
         """
-        self._admit(session, batches, charged)
-        request = _Request(self, session, batches, [Produced() for _ in batches], done, opened)
-        self._check(request, transactional_id, joins)
+        if self.under_way >= self._pipeline.options.publishes_max:
+            raise Busy("pipeline.publishes_max", self._pipeline.options.publishes_max, RETRY_AFTER_MS)
+        if not charged:
+            self._charge(session, batches)
+        produced = [Produced()] if len(batches) == 1 else [Produced() for _ in batches]
+        request = _Request(self, done, session, batches, produced, opened)
+        self._check(request, transactional_id, joins, judged)
         if request.passed:
             self._append(request, durable)
         if request.duplicates:
@@ -199,18 +206,16 @@ class Producing:
 
     # 3. Admit
 
-    def _admit(self, session: Session, batches: Sequence[ProducedBatch], charged: bool) -> None:
+    def _charge(self, session: Session, batches: Sequence[ProducedBatch]) -> None:
         pipeline = self._pipeline
-        if self._under_way >= pipeline.options.publishes_max:
-            raise Busy("pipeline.publishes_max", pipeline.options.publishes_max, RETRY_AFTER_MS)
-        if not charged and not pipeline.quotas.unlimited:
+        if not pipeline.quotas.unlimited:
             size = sum([len(one.batch) for one in batches])
             pipeline.charge(session, Quota.BYTES_IN, size)  # first: what waits for it is not charged as a request again
             pipeline.charge(session, Quota.REQUESTS, 1)
 
     # 2 and 4. Authorise, validate
 
-    def _check(self, request: _Request, transactional_id: str | None, joins: bool) -> None:
+    def _check(self, request: _Request, transactional_id: str | None, joins: bool, judged: bool) -> None:
         session, several = request.session, len(request.batches) > 1
         ways: dict[str, _Way | Exception] = {}
         named: set[tuple[str, int]] = set()
@@ -219,12 +224,12 @@ class Producing:
         for one, answer in zip(request.batches, request.produced, strict=True):
             try:
                 if several:
-                    way = self._way_once(ways, session, one.topic, now_ms)
+                    way = self._way_once(ways, session, one.topic, now_ms, judged)
                     if (place := (one.topic, one.partition)) in named:
                         raise IllegalBatch("a partition that the request names twice")
                     named.add(place)
                 else:
-                    way = self._way(session, one.topic, now_ms)
+                    way = self._way(session, one.topic, now_ms, judged)
                 found = self._check_one(request, one, answer, way, now_ms, transactional_id, joins)
             except IdentityProblem:
                 raise  # it is about the request, of which nothing is stored yet
@@ -243,12 +248,12 @@ class Producing:
         if unopened:
             raise Unopened(unopened)
 
-    def _way_once(self, ways: dict[str, _Way | Exception], session: Session, topic: str, now_ms: int) -> _Way:
+    def _way_once(self, ways: dict[str, _Way | Exception], session: Session, topic: str, now_ms: int, judged: bool) -> _Way:
         """Once for each topic of a request: a refusal is audited once too."""
         found = ways.get(topic)
         if found is None:
             try:
-                found = self._way(session, topic, now_ms)
+                found = self._way(session, topic, now_ms, judged)
             except (AccessDenied, UnknownTopic) as refusal:
                 found = bare(refusal)
             ways[topic] = found
@@ -256,12 +261,13 @@ class Producing:
             raise found
         return found
 
-    def _way(self, session: Session, topic: str, now_ms: int) -> _Way:
+    def _way(self, session: Session, topic: str, now_ms: int, judged: bool) -> _Way:
         """Authorised, now: as the last time where neither policy nor topic has changed since and the credential holds."""
         pipeline, principal = self._pipeline, session.principal
         way = self._ways.get((session, topic))
-        if way is not None and way.epoch == pipeline.policy.epoch and pipeline.broker.topics().get(topic) is way.topic:
-            pipeline.chain.still_valid(principal)
+        if way is not None and way.epoch == pipeline.policy.epoch and way.topics.get(topic) is way.topic:
+            if not judged:
+                pipeline.chain.still_valid(principal)
             if principal.expires_at_ms is None or principal.expires_at_ms > now_ms:
                 return way
         epoch = pipeline.policy.epoch
@@ -269,7 +275,7 @@ class Producing:
         found = pipeline.broker.topic(topic)
         if len(self._ways) >= WAYS_MAX:
             self._ways.clear()
-        way = self._ways[session, topic] = _Way(found, epoch, decision, self._rules_of(found))
+        way = self._ways[session, topic] = _Way(pipeline.broker.topics(), found, epoch, decision, self._rules_of(found))
         return way
 
     def _check_one(
@@ -322,7 +328,7 @@ class Producing:
             numbered = numbered or one.admission is not None
         try:
             landed, waiter = self._pipeline.broker.submit(
-                [one.append for one in passed],
+                [passed[0].append] if len(passed) == 1 else [one.append for one in passed],
                 durable=durable or numbered,
                 changes=_Changes(passed) if numbered else (),
                 told=request.told if durable else None,
@@ -334,7 +340,7 @@ class Producing:
                 one.produced.error = bare(refusal)
             return
         if durable:
-            self._under_way += 1
+            self.under_way += 1
             request.open += 1
         if numbered:  # what producers number is decided by the waiter, whoever else hears of it
             for one in passed:
@@ -345,11 +351,6 @@ class Producing:
             if one.rules.dated_by_node:
                 one.produced.append_time_ms = appended.append_time_ms
 
-    def ended(self, request: _Request) -> None:
-        """An append has."""
-        self._under_way -= 1
-        request.close()
-
     # 6 and 7. Audit, acknowledge
 
     def acknowledge(self, request: _Request) -> Sequence[Produced]:
@@ -358,7 +359,11 @@ class Producing:
         for one, answer in zip(request.batches, request.produced, strict=True):
             if answer.error is None:
                 if one.topic not in audited:
-                    audited[one.topic] = self._audit(session, one.topic)
+                    try:  # what cannot be audited is not acknowledged
+                        self._pipeline.audit(session, Action.PUBLISH, one.topic)
+                        audited[one.topic] = None
+                    except GatewayError as refusal:
+                        audited[one.topic] = bare(refusal)
                 answer.error = audited[one.topic]
         if request.duplicates:
             for one, answer in zip(request.batches, request.produced, strict=True):
@@ -370,22 +375,14 @@ class Producing:
                 size += len(accepted.append.batch)
         if records:
             counted = self._counted.get(session.protocol) or self._count_for(session.protocol)
-            counted[0].inc(records)
-            counted[1].inc(size)
+            counted[0].value += records
+            counted[1].value += size
         return request.produced
 
     def _count_for(self, protocol: str) -> tuple[Any, Any]:
         metrics = self._pipeline.metrics
         found = self._counted[protocol] = (metrics.records_in_total.labels(protocol), metrics.bytes_in_total.labels(protocol))
         return found
-
-    def _audit(self, session: Session, topic: str) -> GatewayError | None:
-        """What cannot be audited is not acknowledged."""
-        try:
-            self._pipeline.audit(session, Action.PUBLISH, topic)
-        except GatewayError as refusal:
-            return bare(refusal)
-        return None
 
     def _log_start(self, one: ProducedBatch) -> int:
         try:
@@ -421,26 +418,19 @@ class _Changes:
         return changes
 
 
-class _Request:
+class _Request(msgspec.Struct, eq=False):
     """The batches of one request on their way. `open`: appends that its answer waits for, its own and those of batches that came
     before."""
 
-    __slots__ = ("_done", "_producing", "batches", "duplicates", "open", "opened", "passed", "produced", "session")
-
-    def __init__(
-        self,
-        producing: Producing,
-        session: Session,
-        batches: Sequence[ProducedBatch],
-        produced: Sequence[Produced],
-        done: Done,
-        opened: Opened,
-    ) -> None:
-        self._producing, self._done, self.opened = producing, done, opened
-        self.session, self.batches, self.produced = session, batches, produced
-        self.passed: list[_Append] = []
-        self.duplicates: list[tuple[Produced, Duplicate]] = []
-        self.open = 0
+    producing: Producing
+    done: Done
+    session: Session
+    batches: Sequence[ProducedBatch]
+    produced: Sequence[Produced]
+    opened: Opened
+    passed: list[_Append] = []
+    duplicates: list[tuple[Produced, Duplicate]] = []
+    open: int = 0
 
     def told(self, error: Exception | None) -> None:
         """How the append of those that passed ended."""
@@ -448,7 +438,8 @@ class _Request:
             for one in self.passed:
                 one.produced.error = bare(error)
                 one.produced.base_offset = one.produced.log_start = -1
-        self._producing.ended(self)
+        self.producing.under_way -= 1
+        self.close()
 
     def await_duplicates(self) -> None:
         """A batch that came before is acknowledged when the first one is."""
@@ -473,8 +464,8 @@ class _Request:
         if self.open:
             return
         try:
-            produced = self._producing.acknowledge(self)
+            produced = self.producing.acknowledge(self)
         except Exception as error:  # a mistake of ours, which must not keep the client waiting
-            self._done((), error)
+            self.done((), error)
         else:
-            self._done(produced, None)
+            self.done(produced, None)

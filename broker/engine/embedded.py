@@ -375,8 +375,10 @@ class EmbeddedEngine:
 
     def _changed(self, task: asyncio.Task[Any]) -> None:
         del self._changes[task]
-        if not task.cancelled() and task.exception() is not None:  # taken here too: the caller may be gone
-            logger.info("a change of topics failed: %s", task.exception())
+        problem = None if task.cancelled() else task.exception()  # taken here too: the caller may be gone
+        if problem is not None:  # a refusal is its caller's: clients could fill the log with them
+            level = logging.DEBUG if isinstance(problem, BrokerError) else logging.ERROR
+            logger.log(level, "a change of topics failed: %s", problem)
 
     async def _create(self, name: str, partitions: int, configs: Mapping[str, str]) -> Topic:
         async with self._naming:

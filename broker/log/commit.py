@@ -107,7 +107,8 @@ class Committer:
     def submit(self, frame: PendingFrame) -> None:
         self._pending.append(frame)
         self._pending_bytes += frame.size
-        self._kick()
+        if self._due is None:
+            self._kick()
 
     def _kick(self) -> None:
         """At the end of this turn: what others append until then goes along."""

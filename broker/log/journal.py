@@ -9,6 +9,8 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 
+import msgspec
+
 from broker.engine.base import Stored, Told
 from broker.log.files import LogFile
 from broker.log.footer import WrappedKey
@@ -19,7 +21,6 @@ from broker.log.layout import (
     GROUP_MAGIC,
     JOURNAL_MAGIC,
     FileHeader,
-    GroupHeader,
     pack_file_header,
     pack_frame_header,
     pack_group_header,
@@ -29,60 +30,44 @@ from broker.log.sealing import LogKeys, SealedBatch
 from broker.log.state import Entry, encode_entries, wrapped_key_entry
 
 
-class PendingBatch:
+class PendingBatch(msgspec.Struct, eq=False):
     """One sealed batch on its way to the journal."""
 
-    __slots__ = ("flags", "key_hashes", "partition", "position", "previous_tag", "sealed", "stored")
-
-    def __init__(
-        self,
-        partition: PartitionLog,
-        stored: Stored,
-        sealed: SealedBatch,
-        previous_tag: bytes,
-        flags: int,
-        key_hashes: list[int] | None,
-    ) -> None:
-        self.partition = partition
-        self.stored = stored
-        self.sealed = sealed
-        self.previous_tag = previous_tag
-        self.flags = flags
-        self.key_hashes = key_hashes
-        self.position = 0
+    partition: PartitionLog
+    stored: Stored
+    sealed: SealedBatch
+    previous_tag: bytes
+    flags: int
+    key_hashes: list[int] | None
+    position: int = 0
 
 
-class PendingFrame:
+class PendingFrame(msgspec.Struct, eq=False):
     """What is committed together. `waiter` is resolved when it is as durable as promised, or fails; `told` is called then."""
 
-    __slots__ = ("batches", "entries", "first_sequence", "flush_view", "size", "state_bytes", "state_entries", "told", "waiter")
-
-    def __init__(self, first_sequence: int, waiter: asyncio.Future[None] | None, told: Told | None = None) -> None:
-        self.first_sequence = first_sequence
-        self.batches: list[PendingBatch] = []
-        self.entries: list[Entry] = []
-        self.flush_view = False
-        self.waiter, self.told = waiter, told
-        self.size = 0
-        self.state_entries = 0  # of entries and bytes that the spaces' bounds count
-        self.state_bytes = 0
+    first_sequence: int
+    waiter: asyncio.Future[None] | None
+    told: Told | None = None
+    batches: list[PendingBatch] = []
+    entries: list[Entry] = []
+    flush_view: bool = False
+    size: int = 0
+    state_entries: int = 0  # of entries and bytes that the spaces' bounds count
+    state_bytes: int = 0
 
 
-class Group:
-    """Assembled: `buffers` go to `position` of `file` in one write."""
+class Group(msgspec.Struct, eq=False):
+    """Assembled: `buffers` go to `position` of `file` in one write, up to `end`."""
 
-    __slots__ = ("buffers", "end", "entries", "file", "flush_view", "frames", "number", "position", "synced")
-
-    def __init__(self, file: LogFile, number: int, position: int, frames: Sequence[PendingFrame]) -> None:
-        self.file = file
-        self.number = number
-        self.position = position
-        self.frames = frames
-        self.buffers: list[bytes] = []
-        self.entries: list[Entry] = []
-        self.flush_view = False
-        self.synced = False
-        self.end = position
+    file: LogFile
+    number: int
+    position: int
+    frames: Sequence[PendingFrame]
+    end: int
+    buffers: list[bytes] = []
+    entries: list[Entry] = []
+    flush_view: bool = False
+    synced: bool = False
 
 
 class ActiveJournal:
@@ -106,7 +91,7 @@ class ActiveJournal:
         """
         frames = [pending[0]] if len(pending) == 1 else self._up_to(pending, group_bytes_max)
         taken = len(frames)
-        group = Group(self.file, self.last_group + 1, self.end, frames)
+        group = Group(self.file, self.last_group + 1, self.end, frames, self.end)
         self._lead_with_new_keys(keys, frames, sequence)
         first = frames[0].first_sequence if frames else sequence
         begin = at = self.end + GROUP_HEADER_BYTES
@@ -118,8 +103,9 @@ class ActiveJournal:
             if frame.entries:
                 group.entries += frame.entries
             group.flush_view = group.flush_view or frame.flush_view
-        fields = (group.number, durable_through, first, len(frames), batches, now_ms, self.salt)
-        buffers[0] = pack_group_header(GroupHeader(GROUP_MAGIC, at - begin, *fields))
+        buffers[0] = pack_group_header(
+            (GROUP_MAGIC, at - begin, group.number, durable_through, first, len(frames), batches, now_ms, self.salt)
+        )
         group.buffers, group.end = buffers, at
         for _ in range(taken):
             pending.popleft()

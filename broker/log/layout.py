@@ -143,8 +143,10 @@ def parse_file_header(buffer: Buffer) -> FileHeader | None:
     return header if header.magic in (JOURNAL_MAGIC, SEGMENT_MAGIC) else None
 
 
-def pack_group_header(header: GroupHeader) -> bytes:
-    return _checked(_GROUP.pack(*header))
+def pack_group_header(header: GroupHeader | tuple[bytes, int, int, int, int, int, int, int, int]) -> bytes:
+    """Of a header, or of its fields."""
+    head = _GROUP.pack(*header)
+    return head + _CRC.pack(crc32c(head))
 
 
 def parse_group_header(buffer: Buffer, position: int, salt: int) -> GroupHeader | None:

@@ -27,7 +27,7 @@ class Recent:
         return len(self._items)
 
     def push(self, log: PartitionLog, stored: Stored) -> None:
-        log.ring.push(stored)
+        log.ring.items.append(stored)
         self._items.append((log, stored))
         self.size += len(stored.batch) + OBJECTS_BYTES
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from typing import NamedTuple
+
+import msgspec
 
 from broker.log.layout import (
     BATCH_HEADER_BYTES,
@@ -31,7 +32,7 @@ KEY_HASH_PURPOSE = b"sprawl/v1/key-hash"
 _KEY_ID = struct.Struct("<I")
 
 
-class SealedBatch(NamedTuple):
+class SealedBatch(msgspec.Struct, frozen=True, gc=False):
     """Ready to be written: `parts` in order, `size` bytes together."""
 
     parts: tuple[bytes, ...]
@@ -82,13 +83,16 @@ class LogKeys:
         """`key_hashes` ascending and distinct, or None when the batch's keys were not looked at. `epoch`: one that is the
         caller's alone, on whatever thread; else the topic's current one, on the owner thread."""
         epoch = epoch or self.keyring.sealing_epoch(topic_id)
-        hashes = b"" if key_hashes is None else struct.pack(f"<{len(key_hashes)}Q", *key_hashes)
-        size = BATCH_HEADER_BYTES + len(hashes) + len(clear) + TAG_BYTES
+        size, hashed, hashes = BATCH_HEADER_BYTES + len(clear) + TAG_BYTES, 0, b""
+        if key_hashes is not None:
+            hashed, flags = len(key_hashes), flags | FLAG_KEYS_COMPLETE
+            hashes = struct.pack(f"<{hashed}Q", *key_hashes)
+            size += len(hashes)
         nonce = epoch.next_nonce()
         head = pack_batch_header(
-            flags if key_hashes is None else flags | FLAG_KEYS_COMPLETE,
+            flags,
             size,
-            len(hashes) // 8,
+            hashed,
             topic_id,
             partition,
             epoch.key_id,
@@ -101,8 +105,10 @@ class LogKeys:
             records,
             previous_tag,
         )
-        sealed = epoch.cipher.seal(nonce, clear, head + hashes + self.cluster_id)
-        return SealedBatch((head + hashes, sealed), size, sealed[-TAG_BYTES:], epoch.key_id)
+        if hashed:
+            head += hashes
+        sealed = epoch.cipher.seal(nonce, clear, head + self.cluster_id)
+        return SealedBatch((head, sealed), size, sealed[-TAG_BYTES:], epoch.key_id)
 
     def open_batch(self, buffer: Buffer, position: int, header: BatchHeader) -> bytes:
         """The clear record batch. TamperedData when a bit differs; KeyMissing or KeyShredded when it cannot be opened here."""

@@ -68,6 +68,7 @@ class AuditLog:
         self._lines_max = lines_max
         self._second = 0
         self._second_text = ""
+        self._told_ms = (-1, "")  # the time told last, and its text
         self._templates: dict[tuple[object, ...], tuple[str, str]] = {}
         self._last: tuple[tuple[object, ...], str, str] = ((), "", "")
         self._writer = LineWriter(AppendedFile(path), name="audit", lines_max=lines_max, lossy=False)
@@ -119,8 +120,14 @@ class AuditLog:
 
     def _now(self) -> str:
         """RFC 3339 with milliseconds; the text of a second is made once, it would cost half of the line."""
-        second, millisecond = divmod(self._clock_ms(), 1_000)
+        now_ms = self._clock_ms()
+        told_ms, text = self._told_ms
+        if now_ms == told_ms:
+            return text
+        second, millisecond = divmod(now_ms, 1_000)
         if second != self._second:
             self._second = second
             self._second_text = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-        return f"{self._second_text}.{millisecond:03}Z"
+        text = f"{self._second_text}.{millisecond:03}Z"
+        self._told_ms = (now_ms, text)
+        return text

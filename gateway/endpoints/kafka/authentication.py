@@ -58,21 +58,19 @@ class Authentication:
     def current(self) -> Session:
         """The same once somebody has been found, judged again. IdentityProblem, audited."""
         try:
-            if self._mechanism is not None or self.session is None:
+            session = self.session
+            if self._mechanism is not None or session is None:
                 raise CredentialsMissing
-            self._still_holds(self.session)
+            node = self._connection.node
+            node.pipeline.chain.still_valid(session.principal)
+            if self._ends_ms is not None and node.clock.now_ms() >= self._ends_ms:
+                raise CredentialsInvalid("session_ended")
         except IdentityProblem as refusal:
             if not self._over:  # others are under way, and end with it
                 self._over = True
                 self._audited(refusal)
             raise
-        return self.session
-
-    def _still_holds(self, session: Session) -> None:
-        node = self._connection.node
-        node.pipeline.chain.still_valid(session.principal)
-        if self._ends_ms is not None and node.clock.now_ms() >= self._ends_ms:
-            raise CredentialsInvalid("session_ended")
+        return session
 
     # SASL
 

@@ -25,6 +25,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any, Protocol, cast
 
+import msgspec
 from uuid_utils import uuid7
 
 from gateway.endpoints.kafka.api_versions import API_VERSIONS, unsupported
@@ -38,7 +39,7 @@ from gateway.pipeline import Listener
 from gateway.wire.kafka import messages
 from gateway.wire.kafka.errors import MessageInvalid
 from gateway.wire.kafka.framing import FIRST_BYTES, LARGE_BYTES, Frames, FrameTooLarge
-from gateway.wire.kafka.request_header import read_key, read_rest
+from gateway.wire.kafka.request_header import HEAD_BYTES, KnownHead, read_key, read_rest
 from security.errors import IdentityProblem
 
 TURN_FRAMES_MAX = 64  # requests of one connection begun before others have their turn
@@ -57,15 +58,14 @@ class Open(Protocol):
     def __len__(self) -> int: ...
 
 
-class Slot:
+class Slot(msgspec.Struct, eq=False):
     """The place of one answer. `parts` is None until it is there, and empty where the client wants none."""
 
-    __slots__ = ("call", "held_bytes", "operation", "parts", "task")
-
-    def __init__(self, call: Call | None, operation: Operation | None, held_bytes: int = 0) -> None:
-        self.call, self.operation, self.held_bytes = call, operation, held_bytes
-        self.parts: list[Any] | None = None
-        self.task: asyncio.Task[None] | None = None
+    call: Call | None
+    operation: Operation | None
+    held_bytes: int
+    parts: list[Any] | None = None
+    task: asyncio.Task[None] | None = None
 
 
 class KafkaProtocol(asyncio.BufferedProtocol):
@@ -86,6 +86,9 @@ class KafkaProtocol(asyncio.BufferedProtocol):
         self._loop = asyncio.get_running_loop()
         self.now_s = self._loop.time
         self._frames = Frames(node.options.open_request_bytes_max, self._admit)
+        self.get_buffer = self._frames.buffer  # type: ignore[assignment, method-assign]  # a call less for each receive
+        self._known: KnownHead | None = None
+        self._known_operation: Operation | None = None
         self._open_requests = 0
         self._large_seen = (0.0, 0)  # when the large request under way was looked at last, and how much had come
         self._waiting: memoryview | None = None  # a whole frame whose turn has not come
@@ -125,17 +128,13 @@ class KafkaProtocol(asyncio.BufferedProtocol):
         found: ssl.SSLObject | None = self.transport.get_extra_info("ssl_object")
         return None if found is None else found.getpeercert(binary_form=True)
 
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return self._frames.buffer()
-
     def buffer_updated(self, nbytes: int) -> None:
         self._active_at = self.now_s()
         self._frames.updated(nbytes)
         if self._more is None:
             self._work()
         else:
-            self._frames.settle()
-            self._read_or_not()
+            self._read_or_not(self._frames.settle())
 
     def eof_received(self) -> bool:
         """Kafka's clients never close one direction only: the connection ends."""
@@ -174,7 +173,7 @@ class KafkaProtocol(asyncio.BufferedProtocol):
             for _ in range(TURN_FRAMES_MAX):
                 if self._closing or self._draining or not self._begin_next():
                     break
-                if self._waiting is None and not self._frames.partial:
+                if not self._frames.more and self._waiting is None:
                     break
             else:
                 self._again()
@@ -188,9 +187,9 @@ class KafkaProtocol(asyncio.BufferedProtocol):
             self._write_ready()
             if self._waiting is not None:
                 self._again()
-        self._frames.settle()
-        if not self._closing:
-            self._read_or_not()
+        room = self._frames.settle()
+        if room is not self._reading and not self._closing:
+            self._read_or_not(room)
 
     def _begin_next(self) -> bool:
         """Whether a request has begun: the next one is whole, and its turn has come."""
@@ -198,34 +197,54 @@ class KafkaProtocol(asyncio.BufferedProtocol):
         if frame is None:
             return False
         self._waiting = frame
-        if self._stalled_since is not None or len(self._slots) >= self.node.options.requests_in_flight_max:
+        node = self.node
+        if self._stalled_since is not None:
             return False
-        if self._slots and self.node.memory.short:
+        if self._slots and (len(self._slots) >= node.options.requests_in_flight_max or node.memory.short):
             return False
         if self.authentication.wants_tokens:
             return self._begin_token(frame)
         api, version, correlation_id = read_key(frame)
-        operation = self.node.operations.get(api)
-        if operation is None or not operation.serves(version):
-            if self._slots:
-                return False
-            self._unsupported(api, version, correlation_id)
-            return not self._closing
+        known, operation = self._known, self._known_operation
+        if (
+            known is None
+            or operation is None
+            or known.api != api
+            or known.version != version
+            or frame[HEAD_BYTES : known.end] != known.rest
+        ):
+            known, operation = None, node.operations.get(api)
+            if operation is None or not operation.serves(version):
+                if self._slots:
+                    return False
+                self._unsupported(api, version, correlation_id)
+                return not self._closing
         if self._slots and not self._together(operation):
             return False
-        client_id, begin_at = read_rest(frame, api, version)
+        if known is None:
+            known = self._head(frame, api, version, operation)
         self._waiting = None
         session = self.authentication.session
         if session is None and not self._may_ask_more():
             return False
-        call = Call(self.node, self, session, api, version, correlation_id, client_id, self._active_at)
-        slot = self._enter(Slot(call, operation, len(frame)))
+        begin_at = known.end
+        call = Call(node, self, api, version, correlation_id, known.client_id, self._active_at)
+        slot = Slot(call, operation, len(frame))
+        self._enter(slot)
         if operation.raw and session is not None:
             self._begin_raw(slot, call, operation, frame[begin_at:])
         else:
             call.began_s = self.now_s()
             self._begin_task(slot, serve, call, operation, frame[begin_at:])
         return True
+
+    def _head(self, frame: memoryview, api: int, version: int, operation: Operation) -> KnownHead:
+        """Kept of raw operations, which are those that come again and again. MessageInvalid."""
+        client_id, end = read_rest(frame, api, version)
+        head = KnownHead(api, version, bytes(frame[HEAD_BYTES:end]), client_id, end)
+        if operation.raw:
+            self._known, self._known_operation = head, operation
+        return head
 
     def _may_ask_more(self) -> bool:
         self._open_requests += 1
@@ -247,15 +266,16 @@ class KafkaProtocol(asyncio.BufferedProtocol):
         if self._slots:
             return False
         self._waiting = None
-        self._begin_task(self._enter(Slot(None, None, len(frame))), self._serve_token, bytes(frame))
+        slot = Slot(None, None, len(frame))
+        self._enter(slot)
+        self._begin_task(slot, self._serve_token, bytes(frame))
         return True
 
-    def _enter(self, slot: Slot) -> Slot:
+    def _enter(self, slot: Slot) -> None:
         if slot.held_bytes <= LARGE_BYTES:  # above, it was counted when it began to come
             self._held_bytes += slot.held_bytes
-            self.node.memory.take(slot.held_bytes)
+            self.node.memory.held_bytes += slot.held_bytes
         self._slots.append(slot)
-        return slot
 
     def _begin_raw(self, slot: Slot, call: Call, operation: Operation, body: memoryview) -> None:
         begun: Any = begin(call, operation, body)
@@ -278,7 +298,10 @@ class KafkaProtocol(asyncio.BufferedProtocol):
         except Ended as end:
             self.cut(end.reason, end.detail)
             return
-        self._answer()
+        if len(self._slots) == 1:
+            self._write()
+        else:
+            self._answer()
 
     def _begin_task(self, slot: Slot, work: Callable[..., Awaitable[list[Any]]], *arguments: Any) -> asyncio.Task[None]:
         slot.task = self._loop.create_task(self._kept(slot, work, arguments))
@@ -346,7 +369,8 @@ class KafkaProtocol(asyncio.BufferedProtocol):
                 self.transport.write(pieces[0])
             else:
                 self.transport.writelines(pieces)
-        self._give_back(free_bytes)
+        self._held_bytes -= free_bytes
+        self.node.memory.give_back(free_bytes)
         if self.authentication.session is not None:
             self._frames.bytes_max = self.node.options.request_bytes_max
         if self._draining and not slots:
@@ -371,9 +395,8 @@ class KafkaProtocol(asyncio.BufferedProtocol):
         self._held_bytes -= size
         self.node.memory.give_back(size)
 
-    def _read_or_not(self) -> None:
+    def _read_or_not(self, wanted: bool) -> None:
         """A frame that waits leaves the rest in the buffer, which is then full at some time."""
-        wanted = self._frames.room
         if wanted != self._reading:
             self._reading = wanted
             (self.transport.resume_reading if wanted else self.transport.pause_reading)()

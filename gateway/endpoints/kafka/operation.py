@@ -29,14 +29,11 @@ Answer: TypeAlias = Mapping[str, Any] | Reply | None
 """A dictionary in the names of the schema, or bytes; None where the client wants no answer (Produce with acks 0)."""
 
 
-class Later:
+class Later(msgspec.Struct, eq=False):
     """An answer on its way without a task of its own. `settle` or `fail` is called once, on the loop's thread, after the handler
     has returned; nobody hears it where the connection has ended meanwhile. It may be awaited instead."""
 
-    __slots__ = ("then",)
-
-    def __init__(self) -> None:
-        self.then: Callable[[Answer, Exception | None], None] | None = None
+    then: Callable[[Answer, Exception | None], None] | None = None
 
     def settle(self, answer: Answer) -> None:
         if (then := self.then) is not None:

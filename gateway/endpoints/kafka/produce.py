@@ -45,6 +45,8 @@ _NO_RECORDS = memoryview(b"")
 _ATTRIBUTES_AT, _CODECS, _TRANSACTIONAL = 22, 0x07, 0x10  # the lower byte of a batch's attributes
 _LENGTH_AT, _LENGTH_END, _MAGIC_AT = 8, 12, 16
 
+_TO_COME = PartitionAnswer(-1, 0)  # holds a place
+
 Answers = list[tuple[TopicRef, list[PartitionAnswer]]]
 
 
@@ -53,7 +55,7 @@ def produce(call: Call, body: memoryview) -> Reply | Later | Coroutine[Any, Any,
     request = parse_produce(call.version, body)
     if call.connection.held_back is None and call.node.pipeline.quotas.unlimited:
         try:
-            return _produce(call, request, 0)
+            return _produce(call, request, 0, charged=True, judged=True)
         except (Overloaded, Busy, Unopened):
             pass
     if call.connection.held_back is None:
@@ -96,32 +98,46 @@ async def _when_admitted(call: Call, request: ProduceRequest) -> Reply | Later |
 
 
 def _produce(
-    call: Call, request: ProduceRequest, waited_ms: int, charged: bool = False, opened: Opened = NOTHING_OPENED
+    call: Call,
+    request: ProduceRequest,
+    waited_ms: int,
+    charged: bool = False,
+    opened: Opened = NOTHING_OPENED,
+    *,
+    judged: bool = False,
 ) -> Reply | Later | None:
-    try:
-        _check_request(call, request)
-    except REFUSED as refusal:
-        return _answer(call, request, _refused_alike(call.version, request, refusal), waited_ms)
-    version = call.version
+    version, acks = call.version, request.acks
+    ordinary = version >= ZSTD_FROM and -1 <= acks <= 1
+    transactional = False
     batches: list[ProducedBatch] = []
     answers: Answers = []
     places: list[tuple[list[PartitionAnswer], int]] = []
     for ref, partitions in request.topics:
         own: list[PartitionAnswer] = []
         answers.append((ref, own))
-        name = _name(call, ref)
+        name = ref if type(ref) is str else _name(call, ref)
         for partition, records in partitions:
+            if records is not None and len(records) > _ATTRIBUTES_AT and records[_ATTRIBUTES_AT] & _TRANSACTIONAL:
+                transactional = True
             if name is None:
                 own.append(_refused(version, partition, Refusal(ErrorCode.UNKNOWN_TOPIC_ID, "no topic has this id")))
                 continue
-            batches.append(_batch(version, request.acks, name, partition, records))
+            if ordinary and records is not None:
+                batches.append(ProducedBatch(name, partition, records))
+            else:
+                batches.append(_batch(version, acks, name, partition, records))
             places.append((own, len(own)))
-            own.append(PartitionAnswer(partition, 0))
+            own.append(_TO_COME)
+    if transactional:
+        try:
+            _check_transactional(call, request)
+        except REFUSED as refusal:
+            return _answer(call, request, _refused_alike(version, request, refusal), waited_ms)
     later = Later()
 
     def done(produced: Sequence[Produced], error: Exception | None) -> None:
         if error is None:
-            later.settle(_filled(call, request, answers, places, produced, waited_ms))
+            later.settle(_filled(call, request, answers, places, batches, produced, waited_ms))
         else:
             later.fail(error)
 
@@ -130,17 +146,18 @@ def _produce(
             call.session,
             batches,
             done,
-            durable=request.acks != 0,
+            durable=acks != 0,
             transactional_id=request.transactional_id,
-            joins=call.version >= JOINS_FROM,
+            joins=version >= JOINS_FROM,
             charged=charged,
+            judged=judged,
             opened=opened,
         )
     except (QuotaExceeded, Overloaded, Busy):
         raise
     except REFUSED as refusal:
         return _answer(call, request, _refused_alike(call.version, request, refusal), waited_ms)
-    return later if found is None else _filled(call, request, answers, places, found, waited_ms)
+    return later if found is None else _filled(call, request, answers, places, batches, found, waited_ms)
 
 
 def _filled(
@@ -148,19 +165,16 @@ def _filled(
     request: ProduceRequest,
     answers: Answers,
     places: Sequence[tuple[list[PartitionAnswer], int]],
+    batches: Sequence[ProducedBatch],
     produced: Sequence[Produced],
     waited_ms: int,
 ) -> Reply | None:
-    for (own, at), one in zip(places, produced, strict=True):
-        own[at] = _told(call.version, own[at].partition, one)
+    for (own, at), batch, one in zip(places, batches, produced, strict=True):
+        if one.error is None:
+            own[at] = PartitionAnswer(batch.partition, 0, one.base_offset, one.append_time_ms, one.log_start)
+        else:
+            own[at] = _refused(call.version, batch.partition, one.error)
     return _answer(call, request, answers, waited_ms)
-
-
-def _check_request(call: Call, request: ProduceRequest) -> None:
-    for _, partitions in request.topics:
-        for _, records in partitions:
-            if records is not None and len(records) > _ATTRIBUTES_AT and records[_ATTRIBUTES_AT] & _TRANSACTIONAL:
-                return _check_transactional(call, request)
 
 
 def _check_transactional(call: Call, request: ProduceRequest) -> None:
@@ -196,12 +210,6 @@ def _is_whole(records: memoryview) -> bool:
     if len(records) <= _ATTRIBUTES_AT or records[_MAGIC_AT] != MAGIC:
         return False
     return int.from_bytes(records[_LENGTH_AT:_LENGTH_END], "big", signed=True) + _LENGTH_END <= len(records)
-
-
-def _told(version: int, partition: int, produced: Produced) -> PartitionAnswer:
-    if produced.error is not None:
-        return _refused(version, partition, produced.error)
-    return PartitionAnswer(partition, 0, produced.base_offset, produced.append_time_ms, produced.log_start)
 
 
 def _refused(version: int, partition: int, error: Exception) -> PartitionAnswer:

@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 
 class RequestMemory:
+    """`held_bytes` is added to by whoever holds what needs no admission."""
+
     def __init__(self, bytes_max: int) -> None:
         self.bytes_max = bytes_max
         self.held_bytes = 0
@@ -29,10 +31,6 @@ class RequestMemory:
         self._waiting.pop(retry, None)
         self.held_bytes += size
         return True
-
-    def take(self, size: int) -> None:
-        """For what is held already."""
-        self.held_bytes += size
 
     def give_back(self, size: int) -> None:
         self.held_bytes -= size

@@ -7,6 +7,7 @@ A quota on requests that is used up holds the request back, and the answer says 
 from __future__ import annotations
 
 import asyncio
+import struct
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
@@ -21,6 +22,9 @@ from security.errors import IdentityProblem, QuotaExceeded
 DECODED_HERE_BYTES_MAX = 32 * 1024  # what is larger takes more than 10 ms, and is decoded beside the loop
 JOINED_BYTES_MAX = 4_096  # answers up to here are one piece with their header: a copy costs less than a second buffer
 
+_HEAD = struct.Struct(">Ii")  # length, correlation id
+_FLEXIBLE_HEAD = struct.Struct(">IiB")  # and no tagged fields
+
 
 class Ended(Exception):
     """The connection has to end; `reason` is counted."""
@@ -33,7 +37,7 @@ class Ended(Exception):
 def begin(call: Call, operation: Operation, body: memoryview) -> list[Any] | Later | Coroutine[Any, Any, Answer]:
     """A raw request of somebody who is known: what its handler returned, or the answer's pieces. Raises Ended."""
     try:
-        call.identified(call.connection.authentication.current())
+        call.session = call.connection.authentication.current()
         answer: Any = operation.handle(call, body)
     except Exception as error:
         return refused(call, operation, error)
@@ -64,7 +68,10 @@ async def awaited(call: Call, operation: Operation, coming: Coroutine[Any, Any, 
 def answered(call: Call, operation: Operation, answer: Answer) -> list[Any]:
     """It is there: counted, and to be written as it is."""
     parts = framed(call, answer)
-    _count(call, operation, "ok")
+    counted, seconds = call.node.counted(operation.name, "ok")
+    counted.value += 1
+    if not operation.waits:
+        seconds.observe(call.connection.now_s() - call.began_s)
     return parts
 
 
@@ -89,7 +96,7 @@ def _count(call: Call, operation: Operation, outcome: str) -> None:
 
 async def _handled(call: Call, operation: Operation, body: memoryview) -> Answer:
     if not operation.open:
-        call.identified(await call.connection.authentication.required())
+        call.session = await call.connection.authentication.required()
     if operation.raw:
         answer: Any = operation.handle(call, body)
         return answer if answer is None or type(answer) is Reply else await answer
@@ -122,9 +129,11 @@ def framed(call: Call, answer: Answer) -> list[Any]:
     if answer is None:
         return []
     body = answer.parts if isinstance(answer, Reply) else [messages.encode(call.api, call.version, answer)]
-    head = messages.response_head(call.api, call.version, call.correlation_id)
     if len(body) == 1 and len(first := body[0]) <= JOINED_BYTES_MAX:
-        return [b"".join(((len(head) + len(first)).to_bytes(4, "big"), head, first))]
+        if messages.flexible_answer(call.api, call.version):
+            return [_FLEXIBLE_HEAD.pack(len(first) + 5, call.correlation_id, 0) + first]
+        return [_HEAD.pack(len(first) + 4, call.correlation_id) + first]
+    head = messages.response_head(call.api, call.version, call.correlation_id)
     size = len(head) + sum([len(part) for part in body])
     return [size.to_bytes(4, "big") + head, *body]
 

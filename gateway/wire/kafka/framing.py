@@ -19,6 +19,7 @@ LENGTH_BYTES = 4
 BUFFER_BYTES = 64 * 1024
 LARGE_BYTES = 16 * 1024  # frames above are read in place: a copy of one costs more than an allocation
 FIRST_BYTES = 1024 * 1024
+GLANCE_BYTES = 64  # read of what follows a large frame: most often another one, and the rest of it is then read in place
 
 _shared = memoryview(bytearray(BUFFER_BYTES))
 
@@ -34,7 +35,18 @@ class Frames:
     frame above LARGE_BYTES. What `next` returned is the caller's.
     """
 
-    __slots__ = ("_admit", "_begin", "_end", "_large", "_large_end", "_large_size", "_view", "bytes_max")
+    __slots__ = (
+        "_admit",
+        "_begin",
+        "_end",
+        "_large",
+        "_large_end",
+        "_large_size",
+        "_large_was_last",
+        "_view",
+        "bytes_max",
+        "more",
+    )
 
     def __init__(self, bytes_max: int, admit: Callable[[int], bool] = lambda size: True) -> None:
         self.bytes_max, self._admit = bytes_max, admit
@@ -42,6 +54,8 @@ class Frames:
         self._begin = self._end = 0
         self._large: bytearray | None = None  # a large frame under way, as far as memory was taken for it
         self._large_size = self._large_end = 0
+        self._large_was_last = False
+        self.more = False  # whether something has come that `next` has not returned
 
     @property
     def partial(self) -> bool:
@@ -68,11 +82,13 @@ class Frames:
         """Whether `buffer` has any: not before `next` has taken what is whole."""
         return self._end - self._begin < BUFFER_BYTES if self._large is None else self._large_end < self._large_size
 
-    def buffer(self) -> memoryview:
-        """Where to read to; never empty while there is room."""
+    def buffer(self, size_hint: int = -1) -> memoryview:
+        """Where to read to, whatever size is asked for; never empty while there is room."""
         if self._large is None:
             if self._begin and self._end > BUFFER_BYTES // 2:
                 self._compact()
+            if self._large_was_last and self._begin == self._end:
+                return self._view[self._end : self._end + GLANCE_BYTES]
             return self._view[self._end :]
         if self._large_end == len(self._large):
             grown = bytearray(min(self._large_size, 2 * len(self._large)))
@@ -81,21 +97,24 @@ class Frames:
         return memoryview(self._large)[self._large_end :]
 
     def updated(self, size: int) -> None:
+        self.more = True
         if self._large is None:
             self._end += size
         else:
             self._large_end += size
 
-    def settle(self) -> None:
-        """Leave nothing in the shared buffer, and keep no other that is empty."""
+    def settle(self) -> bool:
+        """Leave nothing in the shared buffer, and keep no other that is empty. Whether there is room."""
         if self._begin == self._end:
             self._view = _shared
             self._begin = self._end = 0
+            return self._large is None or self._large_end < self._large_size
         elif self._view is _shared:
             self._view = memoryview(bytearray(BUFFER_BYTES))
             left = self._end - self._begin
             self._view[:left] = _shared[self._begin : self._end]
             self._begin, self._end = 0, left
+        return self.room
 
     def next(self) -> memoryview | None:
         """The next whole frame without its length, or None. MessageInvalid, FrameTooLarge: nothing after it can be read."""
@@ -112,9 +131,12 @@ class Frames:
             raise FrameTooLarge(size, self.bytes_max)
         if have >= size and size <= LARGE_BYTES:
             frame = memoryview(bytes(self._view[begin : begin + size]))
-            self._begin = begin + size
-            if self._begin == self._end:
+            self._large_was_last = False
+            if have > size:
+                self._begin, self.more = begin + size, True
+            else:
                 self._begin = self._end = 0
+                self.more = False
             return frame
         if size <= LARGE_BYTES:
             if begin + size > BUFFER_BYTES:
@@ -139,6 +161,8 @@ class Frames:
             return None
         frame = memoryview(self._large)
         self._large = None
+        self._large_was_last = True
+        self.more = self._begin < self._end
         return frame
 
     def _compact(self) -> None:

@@ -55,9 +55,9 @@ def flexible(api: int, version: int) -> bool:
 
 
 def response_head(api: int, version: int, correlation_id: int) -> bytes:
-    """The response header. That of ApiVersions never has tagged fields: its reader may not know the version yet (KIP-511)."""
+    """The response header."""
     head = correlation_id.to_bytes(4, "big", signed=True)
-    return head + b"\x00" if api != API_VERSIONS and _flexible_answer(api, version) else head
+    return head + b"\x00" if flexible_answer(api, version) else head
 
 
 def api_name(api: int) -> str:
@@ -100,5 +100,7 @@ def _found(load: Any, api: int, version: int) -> Any:
 
 
 @cache
-def _flexible_answer(api: int, version: int) -> bool:
-    return bool(response_schema(api, version).__flexible__)
+def flexible_answer(api: int, version: int) -> bool:
+    """Whether the response header has tagged fields. That of ApiVersions never has: its reader may not know the version yet
+    (KIP-511)."""
+    return api != API_VERSIONS and bool(response_schema(api, version).__flexible__)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TypeAlias
 
 import msgspec
@@ -50,6 +51,8 @@ _TOPIC_BYTES_MIN = 2 + 4
 _COMPACT_TOPIC_BYTES_MIN = 1 + 1 + 1
 _PARTITION_BYTES_MIN = 4 + 1
 _USUAL_BYTES_MIN = 32  # above all that is looked at before the records
+
+_compact_name = lru_cache(1_024)(compact_string)  # the same few, in each request and its answer
 
 
 class ProduceRequest(msgspec.Struct, frozen=True, gc=False):
@@ -173,8 +176,10 @@ def _records(body: memoryview, position: int, size: int) -> tuple[memoryview | N
 def build_produce(version: int, topics: Sequence[tuple[TopicRef, Sequence[PartitionAnswer]]], throttle_ms: int = 0) -> bytes:
     """The answer's body, topics and partitions in the order of the request."""
     flexible = version >= FLEXIBLE_FROM
-    if flexible and len(topics) == 1 and len(topics[0][1]) == 1 and not throttle_ms:
-        return _build_one(version, *topics[0])
+    if flexible and len(topics) == 1 and not throttle_ms:
+        topic, partitions = topics[0]
+        if len(partitions) == 1 and not (answer := partitions[0]).error:
+            return _build_landed(topic, answer)
     parts = [uvarint(len(topics) + 1) if flexible else _INT32.pack(len(topics))]
     for topic, partitions in topics:
         if not flexible:
@@ -191,10 +196,11 @@ def build_produce(version: int, topics: Sequence[tuple[TopicRef, Sequence[Partit
     return b"".join(parts)
 
 
-def _build_one(version: int, topic: TopicRef, partitions: Sequence[PartitionAnswer]) -> bytes:
-    """The same, for one partition of one topic."""
-    name = topic if isinstance(topic, bytes) else compact_string(topic)
-    return b"".join((b"\x02", name, b"\x02", _build_partition(version, partitions[0]), b"\x00\x00\x00\x00\x00\x00"))
+def _build_landed(topic: TopicRef, answer: PartitionAnswer) -> bytes:
+    """The same, for one partition of one topic that has taken its batch: no errors of records, no message, no tags."""
+    name = topic if isinstance(topic, bytes) else _compact_name(topic)
+    numbers = _ANSWER_5.pack(answer.partition, 0, answer.base_offset, answer.append_time_ms, answer.log_start)
+    return b"".join((b"\x02", name, b"\x02", numbers, b"\x01\x00\x00\x00\x00\x00\x00\x00\x00"))
 
 
 def _build_partition(version: int, answer: PartitionAnswer) -> bytes:

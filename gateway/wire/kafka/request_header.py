@@ -24,6 +24,17 @@ class RequestHeader(msgspec.Struct, frozen=True, gc=False):
     end: int
 
 
+class KnownHead(msgspec.Struct, frozen=True, gc=False):
+    """What stood before the last request of one kind, which most often stands before the next one too: bytes from HEAD_BYTES on,
+    and what they were read as."""
+
+    api: int
+    version: int
+    rest: bytes
+    client_id: str | None
+    end: int
+
+
 def read_key(frame: bytes | bytearray | memoryview) -> tuple[int, int, int]:
     """API, version and correlation id, which are told apart from what follows by nothing. MessageInvalid."""
     if len(frame) < HEAD_BYTES:

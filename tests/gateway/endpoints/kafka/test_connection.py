@@ -191,6 +191,30 @@ class TestOrder:
         await client.receive(FETCH, 11, waiting)
         assert (await client.receive(60, 0, behind)).cluster_id
 
+    async def test_what_came_behind_one_that_waits_is_begun_with_it(self, kafka: Any) -> None:
+        client = await kafka.client()
+        await client.call(METADATA, 12, topics=[{"name": "orders"}])
+        fetches = [client.send(FETCH, 11, **fetch("orders", wait_ms=100)) for _ in range(2)]
+        await client.writer.drain()
+        await until(lambda: any(connection._waiting is not None for connection in kafka.node._kafka.connections))
+        behind = [client.send(60, 0), client.send(60, 0)]
+        for correlation_id in fetches:
+            await client.receive(FETCH, 11, correlation_id)
+        for correlation_id in behind:
+            assert (await client.receive(60, 0, correlation_id)).cluster_id
+
+    async def test_a_head_unlike_the_one_before_is_read_anew(self, kafka: Any) -> None:
+        client = await kafka.client()
+        await client.call(METADATA, 12, topics=[{"name": "orders"}])
+        for version in (11, 11, 4, 11):
+            for client_id in ("test", "test", "tes", "tests", None, "", "tost"):
+                wanted = fetch("orders", wait_ms=0) if version == 11 else {"topics": [], "max_wait": 0}
+                sent = client.send(FETCH, version, client_id=client_id, **wanted)
+                answer = await client.receive(FETCH, version, sent)
+                assert [row.topic for row in answer.responses] == (["orders"] if version == 11 else [])
+        client.write(b"\x00\x01\x00\x0b\x00\x00\x00\x07\x00\x04tos")
+        assert await client.closed()
+
     async def test_a_pending_fetch_dies_with_its_connection(self, kafka: Any) -> None:
         client = await kafka.client()
         await client.call(METADATA, 12, topics=[{"name": "orders"}])

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.wire.kafka.errors import MessageInvalid
-from gateway.wire.kafka.framing import BUFFER_BYTES, FIRST_BYTES, LARGE_BYTES, Frames, FrameTooLarge
+from gateway.wire.kafka.framing import BUFFER_BYTES, FIRST_BYTES, GLANCE_BYTES, LARGE_BYTES, Frames, FrameTooLarge
 
 
 def framed(*bodies: bytes) -> bytes:
@@ -55,6 +55,32 @@ def test_one_buffer_for_all_and_nothing_of_others_in_it() -> None:
         found[1].extend(feed(other, second[begin : begin + 700], 700))
     assert found == ([b"a" * 3_000, b"b" * 20_000], [b"c" * 3_000, b"d" * 20_000])
     assert one.buffer().obj is other.buffer().obj
+
+
+def test_behind_a_large_frame_another_is_expected() -> None:
+    frames = Frames(1_000_000)
+    large, small = bytes(LARGE_BYTES + 1), bytes(LARGE_BYTES)
+    assert len(frames.buffer()) == BUFFER_BYTES
+    assert feed(frames, framed(large), 10**9) == [large]
+    assert len(frames.buffer()) == GLANCE_BYTES
+    assert feed(frames, framed(large)[:GLANCE_BYTES], 10**9) == []
+    assert len(frames.buffer()) == 4 + len(large) - GLANCE_BYTES  # all the rest, where it stays
+    assert feed(frames, framed(large)[GLANCE_BYTES:], 10**9) == [large]
+    assert feed(frames, framed(small), 10**9) == [small]
+    assert len(frames.buffer()) == BUFFER_BYTES
+
+
+def test_more_until_all_was_taken() -> None:
+    frames = Frames(1_000_000)
+    for size in (LARGE_BYTES, LARGE_BYTES + 1):
+        data = framed(bytes(size), b"behind")
+        frames.buffer()[: len(data)] = data
+        frames.updated(len(data))
+        assert frames.more
+        assert frames.next() == bytes(size)
+        assert frames.more
+        assert frames.next() == b"behind"
+        assert not frames.more
 
 
 def test_byte_by_byte() -> None:
