@@ -105,29 +105,43 @@ def places(found: list[Message]) -> list[int]:
     return [offset for message in found if (offset := message.offset()) is not None]
 
 
+class Seen:
+    """What clients read of a compacted topic, one after the other."""
+
+    def __init__(self, bootstrap: Bootstrap, topic: str, written: int, java_file: str) -> None:
+        self.found = compacted(bootstrap, topic, written)
+        offsets = places(self.found)
+        self.committed = places(read(bootstrap, topic, isolation_level="read_committed"))
+        gaps = sorted(set(range(offsets[-1])) - set(offsets))[:: written // 4]
+        self.from_gaps = {gone: places(read(bootstrap, topic, gone)) for gone in gaps}
+        shown = ["print.key=true", "print.offset=true", "print.value=false"]
+        lines = run_java(
+            CONSOLE_CONSUMER,
+            *["--bootstrap-server", bootstrap.address, "--command-config", java_file, "--topic", topic, "--from-beginning"],
+            *["--max-messages", str(len(offsets)), "--timeout-ms", "20000"],
+            *[word for one in shown for word in ("--formatter-property", one)],
+        ).splitlines()
+        rows = [line.removeprefix("Offset:").split("\t") for line in lines if line.startswith("Offset:")]
+        self.printed = [(int(offset), key.encode()) for offset, key in rows]
+        self.was_compacted_meanwhile = places(read(bootstrap, topic)) != offsets
+
+
 @pytest.mark.parametrize("codec", ["lz4", "zstd"])
 def test_the_newest_of_each_key_is_read_from_the_beginning_on(small: Bootstrap, topic: str, codec: str, tmp_path: Path) -> None:
     newest = write(small, topic, codec)
     written = ROUNDS * KEYS + KEYS // 8 + 100
-    found = compacted(small, topic, written)
-    offsets = places(found)
+    deadline = time.monotonic() + 2 * WAIT_S
+    while (seen := Seen(small, topic, written, str(small.java_file(tmp_path / "client.properties")))).was_compacted_meanwhile:
+        assert time.monotonic() < deadline, "compaction does not come to rest"
+    found, offsets = seen.found, places(seen.found)
     assert offsets == sorted(set(offsets))
     assert (offsets[0], offsets[-1]) > (0, written - 2), "gaps at the beginning, all of the end"
     last = {message.key(): (message.offset(), message.value()) for message in found}
     assert last == newest
     deleted = [message.key() for message in found if message.value() is None]
     assert sorted(deleted) == sorted(b"key %d" % key for key in range(0, KEYS, 8))
-    committed = read(small, topic, isolation_level="read_committed")
-    assert places(committed) == offsets
-    for gone in sorted(set(range(offsets[-1])) - set(offsets))[:: written // 4]:
-        assert places(read(small, topic, gone)) == [offset for offset in offsets if offset > gone]
-    shown = ["print.key=true", "print.offset=true", "print.value=false"]
-    properties = [word for one in shown for word in ("--formatter-property", one)]
-    file = str(small.java_file(tmp_path / "client.properties"))
-    printed = run_java(
-        CONSOLE_CONSUMER,
-        *["--bootstrap-server", small.address, "--command-config", file, "--topic", topic, "--from-beginning"],
-        *["--max-messages", str(len(found)), "--timeout-ms", "20000", *properties],
-    ).splitlines()
-    rows = [tuple(line.removeprefix("Offset:").split("\t")) for line in printed if line.startswith("Offset:")]
-    assert [(int(offset), key.encode()) for offset, key in rows] == [(message.offset(), message.key()) for message in found]
+    assert seen.committed == offsets
+    assert seen.from_gaps
+    for gone, met in seen.from_gaps.items():
+        assert met == [offset for offset in offsets if offset > gone]
+    assert seen.printed == [(message.offset(), message.key()) for message in found]
