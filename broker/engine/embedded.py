@@ -841,9 +841,10 @@ class EmbeddedEngine:
     def _decided(self, found: list[tuple[PartitionLog, Stored]], end: int) -> list[tuple[PartitionLog, Stored]]:
         """Without markers and what was aborted, up to the end; and without batches of which compaction left nothing."""
         found = [pair for pair in found if pair[1].max_timestamp_ms != NO_TIMESTAMP or holds_records(pair[1].batch)]
+        found = [pair for pair in found if pair[1].sequence < end]  # more may have come while files were read
         if (decided := self.decided) is None:
             return found
-        return [(log, stored) for log, stored in found if stored.sequence < end and decided.committed(log.topic_id, stored)]
+        return [(log, stored) for log, stored in found if decided.committed(log.topic_id, stored)]
 
     async def scan(self, from_sequence: int, *, topics: Callable[[str], bool], bytes_max: int, wait_max_ms: int = 0) -> Scan:
         deadline_ms = self._seams.clock.monotonic_ms() + wait_max_ms

@@ -116,7 +116,9 @@ class Damager:
         if self.view_damaged:
             return False
         open_journals = [path for path in self._files("journal") if not _is_sealed(self._data.content(path))]
-        blocks = [(path, block) for path in open_journals for block in state_blocks(self._data.content(path))]
+        contents = [(path, self._data.content(path)) for path in open_journals]
+        # Not one that a power cut has torn: it is not all there.
+        blocks = [(path, block) for path, data in contents for block in state_blocks(data) if block[-1] < len(data)]
         if not blocks:
             return False
         path, block = self._random.choice(blocks[-STATE_BLOCKS_NEWEST:])

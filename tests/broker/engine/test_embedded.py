@@ -207,6 +207,22 @@ class TestStarting:
                 await refused
         assert set((await lives.begin()).topics()) == {"orders"}
 
+    async def test_a_tail_gives_nothing_beyond_where_the_next_begins(self, lives: Lives, monkeypatch: pytest.MonkeyPatch) -> None:
+        """More is appended while it reads files: the next tail gives that, and nobody is given it twice."""
+        engine = await lives.begin()
+        await engine.create_topic("orders", 1, {})
+        await engine.append([one("orders", b"before")])
+        end, read = engine.next_sequence(), engine._lookup.from_sequence
+
+        async def meanwhile(*arguments: Any) -> Any:
+            await engine.append([one("orders", b"meanwhile")])
+            return await read(*arguments)
+
+        monkeypatch.setattr(engine._recent, "newest", lambda *_: None)
+        monkeypatch.setattr(engine._lookup, "from_sequence", meanwhile)
+        tail = await engine.tail("orders", 0, bytes_max=PLENTY)
+        assert (values_of(tail.batches), tail.next_sequence) == ([b"before"], end)
+
     async def test_polls_end_when_the_engine_stops(self, lives: Lives) -> None:
         engine = await lives.begin()
         await engine.create_topic("orders", 1, {})
